@@ -1,0 +1,111 @@
+#pragma once
+
+#include <cstdint>
+
+#include "common/macros.h"
+
+// Index arithmetic of the operators: which keys and summaries a query sees.
+// Positions and key indices count from the start of the row's span of valid
+// tokens; every range is half-open.
+namespace subquad {
+
+SUBQUAD_HOST_DEVICE inline int64_t min_index(int64_t a, int64_t b) {
+  return a < b ? a : b;
+}
+
+SUBQUAD_HOST_DEVICE inline int64_t max_index(int64_t a, int64_t b) {
+  return a < b ? b : a;
+}
+
+// Rounds towards minus infinity, so that positions before the first token
+// (a negative query offset) fall into blocks of the full size too.
+SUBQUAD_HOST_DEVICE inline int64_t floor_divide(int64_t a, int64_t b) {
+  const int64_t quotient = a / b;
+  return quotient * b > a ? quotient - 1 : quotient;
+}
+
+SUBQUAD_HOST_DEVICE inline int64_t ceil_divide(int64_t a, int64_t b) {
+  return (a + b - 1) / b;
+}
+
+// The valid tokens of one row: indices [start, start + length) of the tensor.
+struct Span {
+  int64_t start;
+  int64_t length;
+};
+
+struct Range {
+  int64_t begin;
+  int64_t end;
+
+  SUBQUAD_HOST_DEVICE bool empty() const {
+    return begin >= end;
+  }
+};
+
+// A query at position p belongs to the block that starts at
+// b = floor(p / block) * block and sees the keys [b - left, b + block + right),
+// up to and including p when causal.
+struct WindowRule {
+  int64_t block;
+  int64_t left;
+  int64_t right;
+  bool causal;
+};
+
+SUBQUAD_HOST_DEVICE inline int64_t block_begin(
+    int64_t position,
+    const WindowRule& rule) {
+  return floor_divide(position, rule.block) * rule.block;
+}
+
+// The number of distinct (key - first key of the window) offsets.
+SUBQUAD_HOST_DEVICE inline int64_t window_slots(const WindowRule& rule) {
+  return rule.left + rule.block + rule.right;
+}
+
+// Slot 0 of a query's window, as a key index; it may lie before the row.
+SUBQUAD_HOST_DEVICE inline int64_t window_origin(
+    int64_t position,
+    const WindowRule& rule) {
+  return block_begin(position, rule) - rule.left;
+}
+
+// Keys that a query at `position` sees in a row of `length` keys. An empty
+// range is returned as [x, x) with 0 <= x <= length, so that unions stay tight.
+SUBQUAD_HOST_DEVICE inline Range window_keys(
+    int64_t position,
+    const WindowRule& rule,
+    int64_t length) {
+  const int64_t first = block_begin(position, rule);
+  int64_t end = first + rule.block + rule.right;
+  if (rule.causal) {
+    end = min_index(end, position + 1);
+  }
+  end = max_index(min_index(end, length), 0);
+  const int64_t begin = max_index(first - rule.left, 0);
+  return {min_index(begin, end), end};
+}
+
+// Summaries are vectors that stand for many tokens (landmarks, pooled chunks).
+// `block` = 0 shows all of them to every query; otherwise a query at position p
+// sees the first offset + floor(p / block) * per_block of them.
+struct SummaryRule {
+  int64_t offset;
+  int64_t block;
+  int64_t per_block;
+};
+
+SUBQUAD_HOST_DEVICE inline int64_t summary_limit(
+    int64_t position,
+    const SummaryRule& rule,
+    int64_t count) {
+  if (rule.block == 0) {
+    return count;
+  }
+  const int64_t limit =
+      rule.offset + floor_divide(position, rule.block) * rule.per_block;
+  return max_index(min_index(limit, count), 0);
+}
+
+} // namespace subquad

@@ -1,0 +1,125 @@
+#pragma once
+
+#include <ATen/core/Tensor.h>
+#include <c10/util/Exception.h>
+
+#include <optional>
+
+// Argument checks with one wording for every operator:
+// "<op>: <rule>, got <actual>".
+namespace subquad {
+
+inline void check_rank(
+    const char* op,
+    const char* name,
+    const at::Tensor& tensor,
+    int64_t rank,
+    const char* layout) {
+  TORCH_CHECK_VALUE(
+      tensor.dim() == rank,
+      op,
+      ": ",
+      name,
+      " must be ",
+      layout,
+      ", got ",
+      tensor.dim(),
+      " dimensions");
+}
+
+inline void check_size(
+    const char* op,
+    const char* name,
+    const at::Tensor& tensor,
+    int64_t axis,
+    const c10::SymInt& expected,
+    const char* meaning) {
+  TORCH_CHECK_VALUE(
+      tensor.sym_size(axis) == expected,
+      op,
+      ": axis ",
+      axis,
+      " of ",
+      name,
+      " must be ",
+      meaning,
+      " = ",
+      expected,
+      ", got ",
+      tensor.sym_size(axis));
+}
+
+inline void check_same_dtype(
+    const char* op,
+    const char* name,
+    const at::Tensor& tensor,
+    const at::Tensor& query) {
+  TORCH_CHECK_TYPE(
+      tensor.scalar_type() == query.scalar_type(),
+      op,
+      ": ",
+      name,
+      " must have the dtype of query, ",
+      query.scalar_type(),
+      ", got ",
+      tensor.scalar_type());
+}
+
+inline void check_index_dtype(
+    const char* op,
+    const char* name,
+    const at::Tensor& tensor) {
+  TORCH_CHECK_TYPE(
+      tensor.scalar_type() == at::kLong,
+      op,
+      ": ",
+      name,
+      " must be int64, got ",
+      tensor.scalar_type());
+}
+
+inline void check_same_device(
+    const char* op,
+    const char* name,
+    const at::Tensor& tensor,
+    const at::Tensor& query) {
+  TORCH_CHECK(
+      tensor.device() == query.device(),
+      op,
+      ": ",
+      name,
+      " must be on the device of query, ",
+      query.device(),
+      ", got ",
+      tensor.device());
+}
+
+inline void check_dense_last_axis(
+    const char* op,
+    const char* name,
+    const at::Tensor& tensor) {
+  TORCH_CHECK_VALUE(
+      tensor.sym_size(-1) <= 1 || tensor.sym_stride(-1) == 1,
+      op,
+      ": the last axis of ",
+      name,
+      " must be dense (stride 1), got stride ",
+      tensor.sym_stride(-1));
+}
+
+inline void check_floating_point(
+    const char* op,
+    const char* name,
+    const at::Tensor& tensor) {
+  const at::ScalarType dtype = tensor.scalar_type();
+  TORCH_CHECK_TYPE(
+      dtype == at::kDouble || dtype == at::kFloat || dtype == at::kBFloat16 ||
+          dtype == at::kHalf,
+      op,
+      ": ",
+      name,
+      " must be float64, float32, bfloat16 or float16, got ",
+      dtype);
+}
+
+} // namespace subquad

@@ -1,0 +1,124 @@
+#include "ops/spans.h"
+
+#include <ATen/ops/stack.h>
+#include <ATen/ops/sub.h>
+#include <ATen/ops/zeros_like.h>
+
+#include "ops/checks.h"
+
+namespace subquad {
+
+namespace {
+
+void check_row_vector(
+    const char* op,
+    const std::string& name,
+    const at::Tensor& vector,
+    const at::Tensor& tensor) {
+  check_index_dtype(op, name.c_str(), vector);
+  check_same_device(op, name.c_str(), vector, tensor);
+  check_rank(op, name.c_str(), vector, 1, "a vector");
+}
+
+} // namespace
+
+std::optional<at::Tensor> make_spans(
+    const char* op,
+    const char* what,
+    const at::Tensor& tensor,
+    const std::optional<at::Tensor>& lengths,
+    const std::optional<at::Tensor>& starts,
+    const std::optional<at::Tensor>& cu_seqlens) {
+  const std::string prefix(what);
+  if (cu_seqlens.has_value()) {
+    TORCH_CHECK_VALUE(
+        !lengths.has_value() && !starts.has_value(),
+        op,
+        ": ",
+        prefix,
+        "cu_seqlens excludes ",
+        prefix,
+        "lengths and ",
+        prefix,
+        "starts, got both");
+    check_row_vector(op, prefix + "cu_seqlens", *cu_seqlens, tensor);
+    TORCH_CHECK_VALUE(
+        cu_seqlens->sym_size(0) >= 1,
+        op,
+        ": ",
+        prefix,
+        "cu_seqlens must have R + 1 entries, got 0");
+    TORCH_CHECK_VALUE(
+        tensor.dim() == 4 && tensor.sym_size(0) == 1,
+        op,
+        ": packed rows (",
+        prefix,
+        "cu_seqlens) need a batch of 1, got ",
+        tensor.sym_size(0));
+    const c10::SymInt rows = cu_seqlens->sym_size(0) - 1;
+    const at::Tensor begin = cu_seqlens->narrow_symint(0, 0, rows);
+    const at::Tensor end = cu_seqlens->narrow_symint(0, 1, rows);
+    return at::stack({begin, at::sub(end, begin)}, 1);
+  }
+  if (!lengths.has_value()) {
+    TORCH_CHECK_VALUE(
+        !starts.has_value(),
+        op,
+        ": ",
+        prefix,
+        "starts needs ",
+        prefix,
+        "lengths, got none");
+    return std::nullopt;
+  }
+  check_row_vector(op, prefix + "lengths", *lengths, tensor);
+  check_size(
+      op,
+      (prefix + "lengths").c_str(),
+      *lengths,
+      0,
+      tensor.sym_size(0),
+      "the batch size");
+  if (!starts.has_value()) {
+    return at::stack({at::zeros_like(*lengths), *lengths}, 1);
+  }
+  check_row_vector(op, prefix + "starts", *starts, tensor);
+  check_size(
+      op,
+      (prefix + "starts").c_str(),
+      *starts,
+      0,
+      tensor.sym_size(0),
+      "the batch size");
+  return at::stack({*starts, *lengths}, 1);
+}
+
+void check_span_values(
+    const char* op,
+    const char* what,
+    const std::optional<at::Tensor>& spans,
+    int64_t size) {
+  if (!spans.has_value()) {
+    return;
+  }
+  const int64_t* table = spans->const_data_ptr<int64_t>();
+  for (int64_t row = 0; row < spans->size(0); ++row) {
+    const int64_t start = table[2 * row];
+    const int64_t length = table[2 * row + 1];
+    TORCH_CHECK_VALUE(
+        start >= 0 && length >= 0 && length <= size - start,
+        op,
+        ": the ",
+        what,
+        " tokens of a row must be a span inside [0, ",
+        size,
+        "), got start ",
+        start,
+        " and length ",
+        length,
+        " in row ",
+        row);
+  }
+}
+
+} // namespace subquad

@@ -1,0 +1,29 @@
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <optional>
+
+// Rows of a batch as spans of valid tokens. Operators take `lengths` (with
+// `starts`) or packed `cu_seqlens`; kernels see one [R, 2] table of
+// (start, length) pairs.
+namespace subquad {
+
+// Returns the table, or nothing when every row is the whole axis. `what` is
+// "" or "query_" and prefixes the arguments' names in errors.
+std::optional<at::Tensor> make_spans(
+    const char* op,
+    const char* what,
+    const at::Tensor& tensor,
+    const std::optional<at::Tensor>& lengths,
+    const std::optional<at::Tensor>& starts,
+    const std::optional<at::Tensor>& cu_seqlens);
+
+// Refuses spans that leave [0, size). Reads the data: CPU tensors only.
+void check_span_values(
+    const char* op,
+    const char* what,
+    const std::optional<at::Tensor>& spans,
+    int64_t size);
+
+} // namespace subquad

@@ -1,0 +1,241 @@
+#include <ATen/ops/zeros_like.h>
+#include <torch/library.h>
+
+#include "ops/checks.h"
+#include "ops/layout.h"
+#include "ops/spans.h"
+#include "ops/window_attention/cpu_kernel.h"
+#include "ops/window_attention/signatures.h"
+
+namespace at::native {
+
+DEFINE_DISPATCH(subquad_window_attention_forward_stub);
+DEFINE_DISPATCH(subquad_window_attention_backward_stub);
+
+} // namespace at::native
+
+namespace subquad {
+
+namespace {
+
+constexpr const char* kOp = "window_attention";
+
+const void* data_or_null(const OptionalTensor& tensor) {
+  return tensor.has_value() ? tensor->const_data_ptr() : nullptr;
+}
+
+const int64_t* indices_or_null(const OptionalTensor& tensor) {
+  return tensor.has_value() ? tensor->const_data_ptr<int64_t>() : nullptr;
+}
+
+OptionalTensor dense(const OptionalTensor& tensor) {
+  return tensor.has_value() ? OptionalTensor(tensor->contiguous())
+                            : std::nullopt;
+}
+
+int64_t head_stride(const OptionalTensor& table) {
+  return table.has_value() && table->size(0) > 1 ? table->stride(0) : 0;
+}
+
+// Small tables and index vectors are made dense; query, key, value and the
+// summaries are read through their strides.
+struct DenseArguments {
+  WindowAttentionInputs inputs;
+  WindowAttentionOptions options;
+
+  DenseArguments(
+      const WindowAttentionInputs& given,
+      const WindowAttentionOptions& given_options)
+      : inputs(given), options(given_options) {
+    inputs.bias = dense(inputs.bias);
+    inputs.key_bias = dense(inputs.key_bias);
+    inputs.relative_key = dense(inputs.relative_key);
+    inputs.summary_relative_key = dense(inputs.summary_relative_key);
+    options.query_position = dense(options.query_position);
+    options.query_spans = dense(options.query_spans);
+    options.key_spans = dense(options.key_spans);
+    options.summary_lengths = dense(options.summary_lengths);
+    options.dropout_state = dense(options.dropout_state);
+  }
+};
+
+void check_values(const DenseArguments& arguments) {
+  const auto& [inputs, options] = arguments;
+  check_span_values(kOp, "key", options.key_spans, inputs.key.size(2));
+  check_span_values(kOp, "query", options.query_spans, inputs.query.size(2));
+  if (options.summary_lengths.has_value()) {
+    const int64_t* lengths =
+        options.summary_lengths->const_data_ptr<int64_t>();
+    const int64_t summaries = inputs.summary_key->size(2);
+    for (int64_t row = 0; row < options.summary_lengths->size(0); ++row) {
+      TORCH_CHECK_VALUE(
+          lengths[row] >= 0 && lengths[row] <= summaries,
+          kOp,
+          ": summary_lengths must lie in [0, C = ",
+          summaries,
+          "], got ",
+          lengths[row],
+          " in row ",
+          row);
+    }
+  }
+}
+
+WindowAttentionParams make_params(
+    const DenseArguments& arguments,
+    const at::Tensor& output,
+    const at::Tensor& lse) {
+  const auto& [inputs, options] = arguments;
+  const auto integer = [](const c10::SymInt& value) {
+    return value.guard_int(__FILE__, __LINE__);
+  };
+  WindowAttentionParams params{};
+  params.batch = inputs.query.size(0);
+  params.packed = options.packed;
+  params.rows =
+      options.packed ? options.key_spans->size(0) : inputs.query.size(0);
+  params.heads = inputs.query.size(1);
+  params.key_heads = inputs.key.size(1);
+  params.query_length = inputs.query.size(2);
+  params.key_length = inputs.key.size(2);
+  params.head_dim = inputs.query.size(3);
+  params.value_dim = inputs.value.size(3);
+  params.window = {
+      integer(options.block),
+      integer(options.left),
+      integer(options.right),
+      options.causal};
+  params.summary = {
+      integer(options.summary_offset),
+      integer(options.summary_block),
+      integer(options.summaries_per_block)};
+  params.scale = options.scale;
+  params.query_offset = integer(options.query_offset);
+  params.query_position = indices_or_null(options.query_position);
+  if (options.query_position.has_value() &&
+      options.query_position->dim() == 2) {
+    params.query_position_stride = options.query_position->stride(0);
+  }
+  params.query_spans = indices_or_null(options.query_spans);
+  params.key_spans = indices_or_null(options.key_spans);
+  params.summary_lengths = indices_or_null(options.summary_lengths);
+  params.dropout = options.dropout;
+  params.dropout_state =
+      options.dropout > 0.0 ? indices_or_null(options.dropout_state) : nullptr;
+  params.query = inputs.query.const_data_ptr();
+  params.query_stride = strides_of(inputs.query);
+  params.key = inputs.key.const_data_ptr();
+  params.key_stride = strides_of(inputs.key);
+  params.value = inputs.value.const_data_ptr();
+  params.value_stride = strides_of(inputs.value);
+  if (inputs.summary_key.has_value()) {
+    params.summaries = inputs.summary_key->size(2);
+    params.summary_key = inputs.summary_key->const_data_ptr();
+    params.summary_key_stride = strides_of(*inputs.summary_key);
+    params.summary_value = inputs.summary_value->const_data_ptr();
+    params.summary_value_stride = strides_of(*inputs.summary_value);
+  }
+  params.bias = data_or_null(inputs.bias);
+  params.bias_head_stride = head_stride(inputs.bias);
+  params.key_bias = data_or_null(inputs.key_bias);
+  params.relative_key = data_or_null(inputs.relative_key);
+  params.relative_key_head_stride = head_stride(inputs.relative_key);
+  params.summary_relative_key = data_or_null(inputs.summary_relative_key);
+  params.summary_relative_key_head_stride =
+      head_stride(inputs.summary_relative_key);
+  params.output = output.mutable_data_ptr();
+  params.output_stride = strides_of(output);
+  params.logsumexp = lse.mutable_data_ptr();
+  return params;
+}
+
+std::tuple<at::Tensor, at::Tensor> forward_cpu(
+    const WindowAttentionInputs& inputs,
+    const WindowAttentionOptions& options) {
+  check_window_attention(inputs, options);
+  const DenseArguments arguments(inputs, options);
+  check_values(arguments);
+  auto [output, lse] = empty_window_attention_outputs(inputs);
+  // Queries outside every row's span keep these values.
+  if (options.query_spans.has_value()) {
+    output.zero_();
+    lse.fill_(-std::numeric_limits<double>::infinity());
+  }
+  if (output.numel() > 0) {
+    at::native::subquad_window_attention_forward_stub(
+        at::kCPU,
+        make_params(arguments, output, lse),
+        inputs.query.scalar_type());
+  }
+  return {output, lse};
+}
+
+WindowAttentionGradientTensors backward_cpu(
+    const WindowAttentionSaved& saved,
+    const WindowAttentionInputs& inputs,
+    const WindowAttentionOptions& options,
+    std::array<bool, 9> output_mask) {
+  const DenseArguments arguments(inputs, options);
+  const WindowAttentionGradientTensors result =
+      empty_window_attention_gradients(inputs, output_mask);
+  auto [query, key, value, bias, key_bias, relative_key, summary_key,
+        summary_value, summary_relative_key] = result;
+  // A gradient of lse alone comes without one of the output.
+  at::Tensor grad_output =
+      saved.grad_output.value_or(at::Tensor());
+  if (!grad_output.defined()) {
+    grad_output = at::zeros_like(saved.output);
+  }
+  if (grad_output.stride(3) != 1 && grad_output.size(3) > 1) {
+    grad_output = grad_output.contiguous();
+  }
+  const OptionalTensor grad_lse = dense(saved.grad_lse);
+
+  const auto pointer = [&](size_t index, const at::Tensor& tensor) -> void* {
+    return output_mask[index] ? tensor.mutable_data_ptr() : nullptr;
+  };
+  WindowAttentionGradients gradients{};
+  gradients.grad_output = grad_output.const_data_ptr();
+  gradients.grad_output_stride = strides_of(grad_output);
+  gradients.grad_logsumexp = data_or_null(grad_lse);
+  gradients.grad_query = pointer(0, query);
+  gradients.grad_key = pointer(1, key);
+  gradients.grad_value = pointer(2, value);
+  if (output_mask[0]) {
+    gradients.grad_query_stride = strides_of(query);
+  }
+  if (output_mask[1]) {
+    gradients.grad_key_stride = strides_of(key);
+  }
+  if (output_mask[2]) {
+    gradients.grad_value_stride = strides_of(value);
+  }
+  gradients.grad_bias = pointer(3, bias);
+  gradients.grad_key_bias = pointer(4, key_bias);
+  gradients.grad_relative_key = pointer(5, relative_key);
+  gradients.grad_summary_key = pointer(6, summary_key);
+  gradients.grad_summary_value = pointer(7, summary_value);
+  gradients.grad_summary_relative_key = pointer(8, summary_relative_key);
+  // Rows of the batch that no span covers, and tables that no query reads, have
+  // zero gradients; with spans not every element is written by the kernel.
+  if (options.query_spans.has_value() && output_mask[0]) {
+    query.zero_();
+  }
+  const WindowAttentionParams params =
+      make_params(arguments, saved.output, saved.lse);
+  at::native::subquad_window_attention_backward_stub(
+      at::kCPU, params, gradients, inputs.query.scalar_type());
+  return result;
+}
+
+TORCH_LIBRARY_IMPL(subquad, CPU, m) {
+  m.impl(
+      "_window_attention_forward", WindowAttentionForward<&forward_cpu>::call);
+  m.impl(
+      "_window_attention_backward",
+      WindowAttentionBackward<&backward_cpu>::call);
+}
+
+} // namespace
+
+} // namespace subquad

@@ -1,0 +1,86 @@
+"""``subquad info``: what is installed, what is in use, what is missing and why."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import platform
+from typing import Any
+
+import torch
+
+from subquad import _library
+
+_EXTRAS = {
+    "tensorboard": "TensorBoard logs of `subquad train`: pip install 'subquad[train]'",
+}
+
+
+def _introspection() -> str | None:
+    if importlib.util.find_spec("subquad._plan") is None:
+        return "built without pybind11 (-DSUBQUAD_WITH_PYBIND=OFF)"
+    return None
+
+
+def collect() -> dict[str, Any]:
+    """Returns everything that the command prints, as plain data."""
+    record = _library.build_info()
+    built = str(record["cpu_capabilities"]).split(";")
+    running = torch.backends.cpu.get_cpu_capability()
+    architectures = [arch for arch in str(record["cuda"]).split(";") if arch]
+    missing: dict[str, str] = {}
+    if not architectures:
+        missing["CUDA kernels"] = record["cuda_reason"]
+    elif not torch.cuda.is_available():
+        missing["CUDA device"] = "torch finds none on this machine"
+    reason = _introspection()
+    if reason is not None:
+        missing["introspection module"] = reason
+    for module, remedy in _EXTRAS.items():
+        if importlib.util.find_spec(module) is None:
+            missing[module] = remedy
+    return {
+        "subquad": record["version"],
+        "built for torch": record["torch"],
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "compiler": record["compiler"],
+        "CPU kernels built": built,
+        "CPU kernels in use": running if running in built else "DEFAULT",
+        "threads": torch.get_num_threads(),
+        "CUDA architectures built": architectures,
+        "operators": sorted(
+            name.removeprefix("subquad::")
+            for name in torch._C._dispatch_get_all_op_names()
+            if name.startswith("subquad::") and not name.startswith("subquad::_")
+        ),
+        "missing": missing,
+    }
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Prints the report.
+
+    Args:
+        argv: arguments after ``subquad info``; ``--json`` prints one JSON object.
+
+    Returns:
+        The exit code, 0.
+    """
+    parser = argparse.ArgumentParser(prog="subquad info", description=__doc__)
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    arguments = parser.parse_args(argv)
+    report = collect()
+    if arguments.json:
+        print(json.dumps(report, indent=2))
+        return 0
+    missing = report.pop("missing")
+    width = max(len(name) for name in report)
+    for name, value in report.items():
+        text = ", ".join(value) if isinstance(value, list) else str(value)
+        print(f"{name:<{width}}  {text or 'none'}")
+    print(f"{'missing':<{width}}  {'nothing' if not missing else ''}".rstrip())
+    for name, why in missing.items():
+        print(f"  {name}: {why}")
+    return 0
