@@ -1,0 +1,22 @@
+"""Definitions of the operators in plain PyTorch.
+
+Twins of :mod:`subquad.functional`, written to be read: any dtype, any device,
+differentiable to any order, and usable under ``torch.func``. Slow.
+"""
+
+from subquad.reference.merge_attention import merge_attention
+from subquad.reference.philox import keep_mask, philox
+from subquad.reference.window_attention import (
+    window_attention,
+    window_attention_weights,
+    window_attention_with_lse,
+)
+
+__all__ = [
+    "keep_mask",
+    "merge_attention",
+    "philox",
+    "window_attention",
+    "window_attention_weights",
+    "window_attention_with_lse",
+]
