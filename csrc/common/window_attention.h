@@ -25,6 +25,7 @@ struct WindowAttentionParams {
   int64_t head_dim; // D
   int64_t value_dim; // M
   int64_t summaries; // C, 0 without summaries
+  int64_t summary_relative_keys; // T, lines of summary_relative_key
   bool packed; // every row lies in batch 0
 
   WindowRule window;

@@ -140,6 +140,9 @@ WindowAttentionParams make_params(
   params.key_bias = data_or_null(inputs.key_bias);
   params.relative_key = data_or_null(inputs.relative_key);
   params.relative_key_head_stride = head_stride(inputs.relative_key);
+  if (inputs.summary_relative_key.has_value()) {
+    params.summary_relative_keys = inputs.summary_relative_key->size(1);
+  }
   params.summary_relative_key = data_or_null(inputs.summary_relative_key);
   params.summary_relative_key_head_stride =
       head_stride(inputs.summary_relative_key);
