@@ -34,3 +34,14 @@ target_compile_definitions(
 target_link_libraries(
   subquad_torch INTERFACE "${SUBQUAD_TORCH_ROOT}/lib/libtorch_cpu.so"
                           "${SUBQUAD_TORCH_ROOT}/lib/libc10.so")
+
+# at::parallel_for runs serially in units that are compiled without OpenMP. Link
+# the runtime that torch brings, so that a process has one pool of threads.
+find_package(OpenMP REQUIRED COMPONENTS CXX)
+target_compile_options(subquad_torch INTERFACE ${OpenMP_CXX_FLAGS})
+if(EXISTS "${SUBQUAD_TORCH_ROOT}/lib/libgomp.so.1")
+  target_link_libraries(subquad_torch
+                        INTERFACE "${SUBQUAD_TORCH_ROOT}/lib/libgomp.so.1")
+else()
+  target_link_libraries(subquad_torch INTERFACE OpenMP::OpenMP_CXX)
+endif()
