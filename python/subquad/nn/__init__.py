@@ -1,0 +1,45 @@
+"""Attention modules with the fairseq-style forward, and their registry.
+
+All of them can be scripted, compiled without graph breaks and exported.
+"""
+
+from subquad.nn.arguments import (
+    NestedNamespace,
+    add_nested_argument,
+    remove_argument,
+)
+from subquad.nn.base import AbstractAttention, ProjectedAttention
+from subquad.nn.local import LocalAttention
+from subquad.nn.multihead import MultiheadAttention
+from subquad.nn.options import AttentionOptions
+from subquad.nn.projection import Projection
+from subquad.nn.registry import (
+    AVAILABLE_ATTENTIONS,
+    MODULE_REGISTRY,
+    get_cls,
+    get_mechanism,
+    mechanism_options,
+    mechanisms,
+    module_from_args,
+    register_cls,
+)
+
+__all__ = [
+    "AVAILABLE_ATTENTIONS",
+    "MODULE_REGISTRY",
+    "AbstractAttention",
+    "AttentionOptions",
+    "LocalAttention",
+    "MultiheadAttention",
+    "NestedNamespace",
+    "ProjectedAttention",
+    "Projection",
+    "add_nested_argument",
+    "get_cls",
+    "get_mechanism",
+    "mechanism_options",
+    "mechanisms",
+    "module_from_args",
+    "register_cls",
+    "remove_argument",
+]
