@@ -6,6 +6,7 @@ import argparse
 import importlib.util
 import json
 import platform
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -59,18 +60,46 @@ def collect() -> dict[str, Any]:
     }
 
 
+def cxx_flags() -> list[str]:
+    """Returns what a C++ compiler needs to build and link a program that uses us."""
+    package = _library.library_path().parent
+    root = Path(torch.__file__).parent
+    return [
+        "-std=c++20",
+        f"-D_GLIBCXX_USE_CXX11_ABI={int(torch.compiled_with_cxx11_abi())}",
+        f"-I{package / 'include'}",
+        f"-isystem{root / 'include'}",
+        f"-isystem{root / 'include/torch/csrc/api/include'}",
+        # The program names no symbol of the library: loading it registers the
+        # operators.
+        "-Wl,--no-as-needed",
+        str(_library.library_path()),
+        str(root / "lib/libtorch_cpu.so"),
+        str(root / "lib/libc10.so"),
+        f"-Wl,-rpath,{package}:{root / 'lib'}",
+    ]
+
+
 def main(argv: list[str] | None = None) -> int:
     """Prints the report.
 
     Args:
-        argv: arguments after ``subquad info``; ``--json`` prints one JSON object.
+        argv: arguments after ``subquad info``.
 
     Returns:
         The exit code, 0.
     """
     parser = argparse.ArgumentParser(prog="subquad info", description=__doc__)
     parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.add_argument(
+        "--cxx-flags",
+        action="store_true",
+        help="print the compiler flags for a C++ program that calls the operators",
+    )
     arguments = parser.parse_args(argv)
+    if arguments.cxx_flags:
+        print(" ".join(cxx_flags()))
+        return 0
     report = collect()
     if arguments.json:
         print(json.dumps(report, indent=2))

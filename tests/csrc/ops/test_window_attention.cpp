@@ -1,36 +1,21 @@
 #include <ATen/ATen.h>
-#include <ATen/core/dispatch/Dispatcher.h>
 #include <gtest/gtest.h>
 #include <torch/csrc/autograd/autograd.h>
 
 #include <limits>
-#include <map>
-#include <string>
-#include <vector>
+
+#include "api/subquad.h"
 
 namespace {
 
-// Calls the operator as a C++ program does: by its schema, with the arguments
-// that are given by name and the schema's defaults for the rest.
 at::Tensor window_attention(
     const at::Tensor& query,
     const at::Tensor& key,
     const at::Tensor& value,
-    const std::map<std::string, c10::IValue>& named) {
-  const auto op = c10::Dispatcher::singleton().findSchemaOrThrow(
-      "subquad::window_attention", "");
-  std::vector<c10::IValue> stack{query, key, value};
-  const auto& arguments = op.schema().arguments();
-  for (size_t i = stack.size(); i < arguments.size(); ++i) {
-    const auto found = named.find(arguments[i].name());
-    if (found != named.end()) {
-      stack.push_back(found->second);
-    } else {
-      stack.push_back(arguments[i].default_value().value_or(c10::IValue()));
-    }
-  }
-  op.callBoxed(&stack);
-  return stack.at(0).toTensor();
+    std::unordered_map<std::string, c10::IValue> named) {
+  return subquad::call("window_attention", {query, key, value}, named)
+      .at(0)
+      .toTensor();
 }
 
 // Full causal attention: the window reaches back to the first key.
@@ -113,6 +98,17 @@ TEST(WindowAttention, ErrorsNameTheOperatorTheRuleAndTheValue) {
         error.what_without_backtrace(),
         "window_attention: block must be positive, got 0");
   }
+}
+
+TEST(Call, RefusesAnUnknownArgumentAndAMissingOne) {
+  const auto x = at::randn({1, 1, 5, 4});
+  EXPECT_THROW(
+      window_attention(
+          x, x, x, {{"block", 1}, {"left", 0}, {"right", 0}, {"rigth", 0}}),
+      c10::ValueError);
+  EXPECT_THROW(
+      window_attention(x, x, x, {{"block", 1}, {"left", 0}}), c10::ValueError);
+  EXPECT_THROW(subquad::call("no_such_operator", {x}), c10::Error);
 }
 
 } // namespace
