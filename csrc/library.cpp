@@ -32,6 +32,14 @@ TORCH_LIBRARY(subquad, m) {
       "Tensor? summary_relative_key=None, float dropout=0.0, "
       "Tensor? dropout_state=None, float? scale=None) "
       "-> (Tensor output, Tensor lse)");
+  m.def("projection(Tensor input, Tensor weight, Tensor? bias=None) -> Tensor");
+  m.def(
+      "_projection_forward(Tensor input, Tensor weight, Tensor? bias, "
+      "bool? onednn=None) -> Tensor");
+  m.def(
+      "_projection_backward(Tensor grad_output, Tensor? input, "
+      "Tensor? weight, bool[3] output_mask, bool? onednn=None) "
+      "-> (Tensor grad_input, Tensor grad_weight, Tensor grad_bias)");
   m.def(
       "_window_attention_forward(Tensor query, Tensor key, Tensor value, "
       "Tensor? bias, Tensor? key_bias, Tensor? relative_key, "
