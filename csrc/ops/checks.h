@@ -83,7 +83,7 @@ inline void check_same_device(
     const char* name,
     const at::Tensor& tensor,
     const at::Tensor& query) {
-  TORCH_CHECK(
+  TORCH_CHECK_VALUE(
       tensor.device() == query.device(),
       op,
       ": ",

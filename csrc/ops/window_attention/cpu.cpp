@@ -183,6 +183,11 @@ WindowAttentionGradientTensors backward_cpu(
       empty_window_attention_gradients(inputs, output_mask);
   auto [query, key, value, bias, key_bias, relative_key, summary_key,
         summary_value, summary_relative_key] = result;
+  // Without queries nothing is computed and every gradient is zero.
+  if (saved.output.numel() == 0) {
+    std::apply([](const auto&... gradient) { (gradient.zero_(), ...); }, result);
+    return result;
+  }
   // A gradient of lse alone comes without one of the output.
   at::Tensor grad_output =
       saved.grad_output.value_or(at::Tensor());

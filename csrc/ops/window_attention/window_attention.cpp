@@ -328,7 +328,7 @@ WindowAttentionOptions make_window_attention_options(
       kOp,
       ": packed rows take query_cu_seqlens, got query_lengths or query_starts");
   options.key_spans =
-      make_spans(kOp, "", inputs.key, lengths, starts, cu_seqlens);
+      make_spans(kOp, "", inputs.query, lengths, starts, cu_seqlens);
   options.query_spans = make_spans(
       kOp,
       "query_",
