@@ -65,13 +65,17 @@ class Case:
         return self.name
 
     @property
+    def R(self) -> int:
+        """Number of rows."""
+        cu = self.options.get("cu_seqlens")
+        return self.B if cu is None else len(cu) - 1
+
+    @property
     def shape(self) -> dict[str, tuple[int, ...]]:
         """Shapes of the differentiable arguments that the case has."""
         S = self.L if self.S < 0 else self.S
         Hkv, M = self.Hkv or self.H, self.M or self.D
         W = self.left + self.block + self.right
-        cu = self.options.get("cu_seqlens")
-        R = self.B if cu is None else len(cu) - 1
         shape: dict[str, tuple[int, ...]] = {
             "query": (self.B, self.H, self.L, self.D),
             "key": (self.B, Hkv, S, self.D),
@@ -84,8 +88,8 @@ class Case:
         if self.relative_key:
             shape["relative_key"] = (self.relative_key, W, self.D)
         if self.C:
-            shape["summary_key"] = (R, Hkv, self.C, self.D)
-            shape["summary_value"] = (R, Hkv, self.C, M)
+            shape["summary_key"] = (self.R, Hkv, self.C, self.D)
+            shape["summary_value"] = (self.R, Hkv, self.C, M)
         if self.summary_relative_key:
             # One line more than there are summaries: it must stay unused.
             shape["summary_relative_key"] = (
@@ -114,8 +118,12 @@ class Case:
         device: torch.device | str = "cpu",
         seed: int = 0,
     ) -> dict[str, Tensor]:
-        """Normal random differentiable arguments."""
-        return random_tensors(self.shape, dtype, device, seed)
+        """Normal random differentiable arguments; logits have deviations near 2."""
+        shape = self.shape
+        tensors = random_tensors(shape, torch.float64, device, seed)
+        for name in shape.keys() & {"relative_key", "summary_relative_key"}:
+            tensors[name] *= self.D**-0.5
+        return {name: x.to(dtype) for name, x in tensors.items()}
 
 
 def random_tensors(

@@ -227,7 +227,7 @@ def _gather(x: Tensor, row: Tensor, token: Tensor, visible: Tensor, H: int) -> T
 def _softmax(logits: Tensor) -> tuple[Tensor, Tensor]:
     """Softmax and log-sum-exp; zero and -inf where every logit is -inf."""
     if logits.shape[-1] == 0:
-        return logits, logits.new_full(logits.shape[:-1], -torch.inf)
+        return logits, logits.sum(-1) - torch.inf  # with a gradient, zero
     top = logits.detach().amax(-1, keepdim=True)
     top = torch.where(top.isfinite(), top, 0)
     exp = (logits - top).exp()
