@@ -504,7 +504,7 @@ class ProjectedAttention(AbstractAttention):
         if not self.training or self.dropout == 0.0:
             return 0.0, None
         state = torch.randint(
-            0, 2**63 - 1, [2], dtype=torch.int64, device=tokens.device
+            0, 0x7FFFFFFFFFFFFFFF, [2], dtype=torch.int64, device=tokens.device
         )
         return self.dropout, state
 

@@ -66,7 +66,8 @@ def get_mechanism(name: str) -> type[AbstractAttention]:
         known.update(dict.fromkeys((*cls.names, cls.__name__), cls))
     if name not in known:
         match = nearest(name, known)
-        advice = f"did you mean {match!r}" if match else f"known are {', '.join(known)}"
+        usual = ", ".join(mechanisms())
+        advice = f"did you mean {match!r}" if match else f"known are {usual}"
         raise ValueError(f"get_mechanism: unknown mechanism {name!r}, {advice}")
     return known[name]
 

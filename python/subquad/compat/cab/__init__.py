@@ -21,6 +21,9 @@ from subquad.nn.arguments import (
     remove_argument,
 )
 
+for _cls in (MultiheadAttention, LocalAttention):
+    register_cls(_cls)
+
 __all__ = [
     "AVAILABLE_ATTENTIONS",
     "MODULE_REGISTRY",

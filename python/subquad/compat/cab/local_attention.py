@@ -9,7 +9,6 @@ from torch import Tensor
 
 from subquad import nn
 from subquad.compat.cab.base import AbstractAttention, warn_unknown
-from subquad.compat.cab.registry import register_cls
 from subquad.errors import UnsupportedPattern
 from subquad.nn.arguments import add_nested_argument
 from subquad.nn.base import lookup
@@ -20,7 +19,6 @@ _NO_CROSS = (
 )
 
 
-@register_cls
 class LocalAttention(AbstractAttention, nn.LocalAttention):
     """:class:`subquad.nn.LocalAttention` as the project has it.
 

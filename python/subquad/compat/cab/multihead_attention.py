@@ -8,11 +8,9 @@ from torch import Tensor
 
 from subquad import nn
 from subquad.compat.cab.base import AbstractAttention, warn_unknown
-from subquad.compat.cab.registry import register_cls
 from subquad.reference.softmax_weights import softmax_weights
 
 
-@register_cls
 class MultiheadAttention(AbstractAttention, nn.MultiheadAttention):
     """:class:`subquad.nn.MultiheadAttention` as the project has it.
 
