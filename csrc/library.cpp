@@ -5,12 +5,14 @@
 // library's own autograd formulas call.
 
 TORCH_LIBRARY(subquad, m) {
+  m.def("mask_to_spans(Tensor mask) -> (Tensor lengths, Tensor order)");
   m.def(
       "window_attention(Tensor query, Tensor key, Tensor value, *, "
       "SymInt block, SymInt left, SymInt right, bool causal=False, "
       "SymInt query_offset=0, Tensor? query_position=None, "
       "Tensor? lengths=None, Tensor? starts=None, "
       "Tensor? query_lengths=None, Tensor? query_starts=None, "
+      "Tensor? order=None, Tensor? query_order=None, "
       "Tensor? cu_seqlens=None, Tensor? query_cu_seqlens=None, "
       "Tensor? bias=None, Tensor? key_bias=None, Tensor? relative_key=None, "
       "Tensor? summary_key=None, Tensor? summary_value=None, "
@@ -24,6 +26,7 @@ TORCH_LIBRARY(subquad, m) {
       "SymInt query_offset=0, Tensor? query_position=None, "
       "Tensor? lengths=None, Tensor? starts=None, "
       "Tensor? query_lengths=None, Tensor? query_starts=None, "
+      "Tensor? order=None, Tensor? query_order=None, "
       "Tensor? cu_seqlens=None, Tensor? query_cu_seqlens=None, "
       "Tensor? bias=None, Tensor? key_bias=None, Tensor? relative_key=None, "
       "Tensor? summary_key=None, Tensor? summary_value=None, "
@@ -48,6 +51,7 @@ TORCH_LIBRARY(subquad, m) {
       "SymInt block, SymInt left, SymInt right, bool causal, "
       "SymInt query_offset, Tensor? query_position, "
       "Tensor? query_spans, Tensor? key_spans, bool packed, "
+      "Tensor? query_order, Tensor? key_order, "
       "Tensor? summary_lengths, SymInt summary_offset, SymInt summary_block, "
       "SymInt summaries_per_block, float dropout, Tensor? dropout_state, "
       "float scale) -> (Tensor output, Tensor lse)");
@@ -61,6 +65,7 @@ TORCH_LIBRARY(subquad, m) {
       "SymInt block, SymInt left, SymInt right, bool causal, "
       "SymInt query_offset, Tensor? query_position, "
       "Tensor? query_spans, Tensor? key_spans, bool packed, "
+      "Tensor? query_order, Tensor? key_order, "
       "Tensor? summary_lengths, SymInt summary_offset, SymInt summary_block, "
       "SymInt summaries_per_block, float dropout, Tensor? dropout_state, "
       "float scale, bool[9] output_mask) "

@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -28,6 +28,8 @@ _INDICES = (
     "starts",
     "query_lengths",
     "query_starts",
+    "order",
+    "query_order",
     "cu_seqlens",
     "query_cu_seqlens",
     "summary_lengths",
@@ -149,6 +151,20 @@ def _case(name: str, window: tuple[int, int, int], **fields: Any) -> Case:
 
 
 _DROPOUT = {"dropout": 0.3, "dropout_state": [0x1234567890ABCDE, 0x1F00000003]}
+
+_LEFT_PADDING = {
+    "query_lengths": [5, 3],
+    "query_order": [[0, 1, 2, 3, 4], [2, 3, 4, 0, 1]],
+    "lengths": [4, 2],
+    "order": [[2, 3, 4, 5, 0, 1], [4, 5, 0, 1, 2, 3]],
+}
+# The second row of keys is a span.
+_SCATTERED = {
+    "query_lengths": [6, 4],
+    "query_order": [[0, 1, 2, 4, 5, 6, 3], [1, 2, 4, 6, 0, 3, 5]],
+    "lengths": [5, 4],
+    "order": [[1, 3, 4, 6, 7, 0, 2, 5], [2, 3, 4, 5, 0, 1, 6, 7]],
+}
 
 # Every option of the schema at least once, then combinations.
 CASES = [
@@ -272,6 +288,36 @@ CASES = [
         cu_seqlens=[0, 6, 6, 17],
         summary_lengths=[3, 1, 2],
     ),
+    # Rows whose tokens lie scattered.
+    _case("order-left-padding", (4, 3, 2), L=5, S=6, **_LEFT_PADDING),
+    _case("order", (3, 1, 1), L=7, S=8, **_SCATTERED),
+    _case(
+        "order-position",
+        (1, 2, 1),
+        L=7,
+        S=8,
+        causal=True,
+        query_position=[4, 0, 1, 1, 2, 6, 5],
+        **_SCATTERED,
+    ),
+    _case(
+        "order-all",
+        (3, 2, 1),
+        H=4,
+        Hkv=2,
+        L=7,
+        S=8,
+        M=5,
+        C=4,
+        bias=1,
+        key_bias=True,
+        relative_key=4,
+        summary_relative_key=1,
+        summary_lengths=[4, 2],
+        summary_block=2,
+        query_offset=1,
+        **_SCATTERED,
+    ),
     # Dropout.
     _case("dropout", (4, 3, 2), **_DROPOUT),
     _case("dropout-summaries", (1, 3, 0), C=3, causal=True, **_DROPOUT),
@@ -373,7 +419,7 @@ LARGE_CASES = [
 ]
 
 
-def rows(case: Case) -> Iterator[tuple[int, int, range, range]]:
+def rows(case: Case) -> Iterator[tuple[int, int, Sequence[int], Sequence[int]]]:
     """Batch entry, row, valid queries and valid keys of every row."""
     options = case.options
     if "cu_seqlens" in options:
@@ -389,7 +435,10 @@ def rows(case: Case) -> Iterator[tuple[int, int, range, range]]:
         for prefix, size in (("query_", case.L), ("", S)):
             start = options.get(prefix + "starts", [0] * case.B)[b]
             length = options.get(prefix + "lengths", [size] * case.B)[b]
-            spans.append(range(start, start + length))
+            tokens: Sequence[int] = range(start, start + length)
+            if prefix + "order" in options:
+                tokens = options[prefix + "order"][b][:length]
+            spans.append(tokens)
         yield b, b, *spans
 
 
@@ -404,8 +453,8 @@ def sight(
     """
     options = case.options
     for b, r, queries, keys in rows(case):
-        for i in queries:
-            p = i - queries.start + options.get("query_offset", 0)
+        for rank, i in enumerate(queries):
+            p = rank + options.get("query_offset", 0)
             if "query_position" in options:
                 table = options["query_position"]
                 p = table[b][i] if isinstance(table[0], list) else table[i]

@@ -20,16 +20,59 @@ void check_row_vector(
   check_rank(op, name.c_str(), vector, 1, "a vector");
 }
 
+void check_order(
+    const char* op,
+    const std::string& prefix,
+    const at::Tensor& tensor,
+    const c10::SymInt& tokens,
+    bool lengths,
+    bool starts,
+    bool cu_seqlens,
+    const at::Tensor& order) {
+  const std::string name = prefix + "order";
+  TORCH_CHECK_VALUE(
+      !starts && !cu_seqlens,
+      op,
+      ": ",
+      name,
+      " excludes ",
+      prefix,
+      "starts and ",
+      prefix,
+      "cu_seqlens, got ",
+      starts ? "starts" : "cu_seqlens");
+  TORCH_CHECK_VALUE(
+      lengths, op, ": ", name, " needs ", prefix, "lengths, got none");
+  check_index_dtype(op, name.c_str(), order);
+  check_same_device(op, name.c_str(), order, tensor);
+  check_rank(op, name.c_str(), order, 2, "[batch size, tokens]");
+  check_size(op, name.c_str(), order, 0, tensor.sym_size(0), "the batch size");
+  check_size(op, name.c_str(), order, 1, tokens, "the number of tokens");
+}
+
 } // namespace
 
 std::optional<at::Tensor> make_spans(
     const char* op,
     const char* what,
     const at::Tensor& tensor,
+    const c10::SymInt& tokens,
     const std::optional<at::Tensor>& lengths,
     const std::optional<at::Tensor>& starts,
-    const std::optional<at::Tensor>& cu_seqlens) {
+    const std::optional<at::Tensor>& cu_seqlens,
+    const std::optional<at::Tensor>& order) {
   const std::string prefix(what);
+  if (order.has_value()) {
+    check_order(
+        op,
+        prefix,
+        tensor,
+        tokens,
+        lengths.has_value(),
+        starts.has_value(),
+        cu_seqlens.has_value(),
+        *order);
+  }
   if (cu_seqlens.has_value()) {
     TORCH_CHECK_VALUE(
         !lengths.has_value() && !starts.has_value(),

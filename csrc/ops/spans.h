@@ -1,23 +1,28 @@
 #pragma once
 
 #include <ATen/core/Tensor.h>
+#include <c10/core/SymInt.h>
 
 #include <optional>
 
 // Rows of a batch as spans of valid tokens. Operators take `lengths` (with
-// `starts`) or packed `cu_seqlens`; kernels see one [R, 2] table of
-// (start, length) pairs.
+// `starts`, or with an `order` of tokens that lie scattered) or packed
+// `cu_seqlens`; kernels see one [R, 2] table of (start, length) pairs.
 namespace subquad {
 
 // Returns the table, or nothing when every row is the whole axis. `what` is
-// "" or "query_" and prefixes the arguments' names in errors.
+// "" or "query_" and prefixes the arguments' names in errors; `tensor` gives
+// batch size and device, `tokens` the size of the axis. With an order the table
+// counts ranks: every row starts at 0.
 std::optional<at::Tensor> make_spans(
     const char* op,
     const char* what,
     const at::Tensor& tensor,
+    const c10::SymInt& tokens,
     const std::optional<at::Tensor>& lengths,
     const std::optional<at::Tensor>& starts,
-    const std::optional<at::Tensor>& cu_seqlens);
+    const std::optional<at::Tensor>& cu_seqlens,
+    const std::optional<at::Tensor>& order);
 
 // Refuses spans that leave [0, size). Reads the data: CPU tensors only.
 void check_span_values(

@@ -31,7 +31,7 @@ def loop_attention(case, tensors):
     dropout = case.options.get("dropout", 0)
     output = query.new_zeros(B, H, L, M)
     lse = query.new_full((B, H, L), -math.inf)
-    weights = query.new_zeros(B, H, L, S + C)
+    weights = query.new_zeros(B, H, L, case.left + case.block + case.right)
 
     def term(name, h, *index):
         if name not in tensors:
@@ -43,7 +43,7 @@ def loop_attention(case, tensors):
         for h in range(H):
             g = h // (H // key.shape[1])
             q = query[b, h, i]
-            logits, values, columns = [], [], []
+            logits, values, columns, slots = [], [], [], []
             for slot, j in pairs:
                 logit = scale * (q @ key[b, g, j]) + term("bias", h, line, slot)
                 logit = logit + (q * term("relative_key", h, slot)).sum()
@@ -52,6 +52,7 @@ def loop_attention(case, tensors):
                 logits.append(logit)
                 values.append(value[b, g, j])
                 columns.append(j)
+                slots.append(slot)
             for c in range(limit):
                 relative = term("summary_relative_key", h, limit - 1 - c)
                 logit = scale * (q @ tensors["summary_key"][r, g, c])
@@ -62,9 +63,10 @@ def loop_attention(case, tensors):
                 continue
             total = torch.stack(logits).logsumexp(0)
             lse[b, h, i] = total
+            for slot, logit in zip(slots, logits, strict=False):
+                weights[b, h, i, slot] = (logit - total).exp()
             for logit, v, column in zip(logits, values, columns, strict=True):
                 weight = (logit - total).exp()
-                weights[b, h, i, column] = weight
                 if dropout:
                     n = ((b * H + h) * L + i) * (S + C) + column
                     seed, offset = case.options["dropout_state"]
@@ -90,12 +92,14 @@ def test_matches_loops(case):
 def test_weights_match_loops(case):
     tensors = case.tensors()
     arguments = case.arguments()
-    expected = loop_attention(case, tensors)[2]
-    for name in ("value", "summary_value"):
-        tensors.pop(name, None)
-    for name in ("dropout", "dropout_state"):
-        arguments.pop(name, None)
-    actual = reference.window_attention_weights(**tensors, **arguments)
+    _, lse, expected = loop_attention(case, tensors)
+    for name in list(tensors):
+        if name == "value" or name.startswith("summary"):
+            del tensors[name]
+    for name in list(arguments):
+        if name.startswith(("dropout", "summar")):
+            del arguments[name]
+    actual = reference.window_attention_weights(lse=lse, **tensors, **arguments)
     torch.testing.assert_close(actual, expected)
 
 

@@ -3,7 +3,7 @@
 
 #include "ops/checks.h"
 #include "ops/layout.h"
-#include "ops/spans.h"
+#include "ops/rows.h"
 #include "ops/window_attention/cpu_kernel.h"
 #include "ops/window_attention/signatures.h"
 
@@ -37,32 +37,54 @@ int64_t head_stride(const OptionalTensor& table) {
   return table.has_value() && table->size(0) > 1 ? table->stride(0) : 0;
 }
 
-// Small tables and index vectors are made dense; query, key, value and the
-// summaries are read through their strides.
+// Small tables and index vectors are made dense, rows that are not spans are
+// gathered; query, key, value and the summaries are read through their strides.
 struct DenseArguments {
   WindowAttentionInputs inputs;
   WindowAttentionOptions options;
+  Rows queries;
+  Rows keys;
 
   DenseArguments(
       const WindowAttentionInputs& given,
       const WindowAttentionOptions& given_options)
-      : inputs(given), options(given_options) {
+      : inputs(given),
+        options(given_options),
+        queries(
+            kOp,
+            "query",
+            options.query_spans,
+            options.query_order,
+            inputs.query.size(2)),
+        keys(
+            kOp,
+            "key",
+            options.key_spans,
+            options.key_order,
+            inputs.key.size(2)) {
+    inputs.query = queries.gather(inputs.query);
+    inputs.key = keys.gather(inputs.key);
+    inputs.value = keys.gather(inputs.value);
+    inputs.key_bias = keys.gather(inputs.key_bias);
+    if (queries.scattered() && options.query_position.has_value()) {
+      options.query_position = queries.gather(options.query_position->expand(
+          {inputs.query.size(0), inputs.query.size(2)}));
+    }
     inputs.bias = dense(inputs.bias);
     inputs.key_bias = dense(inputs.key_bias);
     inputs.relative_key = dense(inputs.relative_key);
     inputs.summary_relative_key = dense(inputs.summary_relative_key);
     options.query_position = dense(options.query_position);
-    options.query_spans = dense(options.query_spans);
-    options.key_spans = dense(options.key_spans);
+    options.query_spans = queries.spans();
+    options.key_spans = keys.spans();
     options.summary_lengths = dense(options.summary_lengths);
     options.dropout_state = dense(options.dropout_state);
   }
 };
 
 void check_values(const DenseArguments& arguments) {
-  const auto& [inputs, options] = arguments;
-  check_span_values(kOp, "key", options.key_spans, inputs.key.size(2));
-  check_span_values(kOp, "query", options.query_spans, inputs.query.size(2));
+  const auto& inputs = arguments.inputs;
+  const auto& options = arguments.options;
   if (options.summary_lengths.has_value()) {
     const int64_t* lengths =
         options.summary_lengths->const_data_ptr<int64_t>();
@@ -85,7 +107,8 @@ WindowAttentionParams make_params(
     const DenseArguments& arguments,
     const at::Tensor& output,
     const at::Tensor& lse) {
-  const auto& [inputs, options] = arguments;
+  const auto& inputs = arguments.inputs;
+  const auto& options = arguments.options;
   const auto integer = [](const c10::SymInt& value) {
     return value.guard_int(__FILE__, __LINE__);
   };
@@ -159,16 +182,21 @@ std::tuple<at::Tensor, at::Tensor> forward_cpu(
   const DenseArguments arguments(inputs, options);
   check_values(arguments);
   auto [output, lse] = empty_window_attention_outputs(inputs);
+  constexpr double kNothing = -std::numeric_limits<double>::infinity();
   // Queries outside every row's span keep these values.
-  if (options.query_spans.has_value()) {
+  if (options.query_spans.has_value() && !arguments.queries.scattered()) {
     output.zero_();
-    lse.fill_(-std::numeric_limits<double>::infinity());
+    lse.fill_(kNothing);
   }
   if (output.numel() > 0) {
+    const at::Tensor row_output = arguments.queries.workspace(output);
+    const at::Tensor row_lse = arguments.queries.workspace(lse);
     at::native::subquad_window_attention_forward_stub(
         at::kCPU,
-        make_params(arguments, output, lse),
+        make_params(arguments, row_output, row_lse),
         inputs.query.scalar_type());
+    arguments.queries.scatter(row_output, output);
+    arguments.queries.scatter(row_lse, lse, kNothing);
   }
   return {output, lse};
 }
@@ -197,7 +225,13 @@ WindowAttentionGradientTensors backward_cpu(
   if (grad_output.stride(3) != 1 && grad_output.size(3) > 1) {
     grad_output = grad_output.contiguous();
   }
-  const OptionalTensor grad_lse = dense(saved.grad_lse);
+  grad_output = arguments.queries.gather(grad_output);
+  const OptionalTensor grad_lse =
+      dense(arguments.queries.gather(saved.grad_lse));
+  const at::Tensor row_query = arguments.queries.workspace(query);
+  const at::Tensor row_key = arguments.keys.workspace(key);
+  const at::Tensor row_value = arguments.keys.workspace(value);
+  const at::Tensor row_key_bias = arguments.keys.workspace(key_bias);
 
   const auto pointer = [&](size_t index, const at::Tensor& tensor) -> void* {
     return output_mask[index] ? tensor.mutable_data_ptr() : nullptr;
@@ -206,20 +240,20 @@ WindowAttentionGradientTensors backward_cpu(
   gradients.grad_output = grad_output.const_data_ptr();
   gradients.grad_output_stride = strides_of(grad_output);
   gradients.grad_logsumexp = data_or_null(grad_lse);
-  gradients.grad_query = pointer(0, query);
-  gradients.grad_key = pointer(1, key);
-  gradients.grad_value = pointer(2, value);
+  gradients.grad_query = pointer(0, row_query);
+  gradients.grad_key = pointer(1, row_key);
+  gradients.grad_value = pointer(2, row_value);
   if (output_mask[0]) {
-    gradients.grad_query_stride = strides_of(query);
+    gradients.grad_query_stride = strides_of(row_query);
   }
   if (output_mask[1]) {
-    gradients.grad_key_stride = strides_of(key);
+    gradients.grad_key_stride = strides_of(row_key);
   }
   if (output_mask[2]) {
-    gradients.grad_value_stride = strides_of(value);
+    gradients.grad_value_stride = strides_of(row_value);
   }
   gradients.grad_bias = pointer(3, bias);
-  gradients.grad_key_bias = pointer(4, key_bias);
+  gradients.grad_key_bias = pointer(4, row_key_bias);
   gradients.grad_relative_key = pointer(5, relative_key);
   gradients.grad_summary_key = pointer(6, summary_key);
   gradients.grad_summary_value = pointer(7, summary_value);
@@ -227,12 +261,25 @@ WindowAttentionGradientTensors backward_cpu(
   // Rows of the batch that no span covers, and tables that no query reads, have
   // zero gradients; with spans not every element is written by the kernel.
   if (options.query_spans.has_value() && output_mask[0]) {
-    query.zero_();
+    row_query.zero_();
   }
-  const WindowAttentionParams params =
-      make_params(arguments, saved.output, saved.lse);
+  const at::Tensor output = arguments.queries.gather(saved.output);
+  const at::Tensor lse = arguments.queries.gather(saved.lse);
+  const WindowAttentionParams params = make_params(arguments, output, lse);
   at::native::subquad_window_attention_backward_stub(
       at::kCPU, params, gradients, inputs.query.scalar_type());
+  const auto scatter = [&](size_t index,
+                           const Rows& rows,
+                           const at::Tensor& from,
+                           const at::Tensor& to) {
+    if (output_mask[index]) {
+      rows.scatter(from, to);
+    }
+  };
+  scatter(0, arguments.queries, row_query, query);
+  scatter(1, arguments.keys, row_key, key);
+  scatter(2, arguments.keys, row_value, value);
+  scatter(4, arguments.keys, row_key_bias, key_bias);
   return result;
 }
 

@@ -313,10 +313,13 @@ WindowAttentionOptions make_window_attention_options(
     const OptionalTensor& starts,
     const OptionalTensor& query_lengths,
     const OptionalTensor& query_starts,
+    const OptionalTensor& order,
+    const OptionalTensor& query_order,
     const OptionalTensor& cu_seqlens,
     const OptionalTensor& query_cu_seqlens,
     std::optional<double> scale) {
   check_rank(kOp, "query", inputs.query, 4, "[B, H, L, D]");
+  check_rank(kOp, "key", inputs.key, 4, "[B, Hkv, S, D]");
   TORCH_CHECK_VALUE(
       cu_seqlens.has_value() || !query_cu_seqlens.has_value(),
       kOp,
@@ -327,15 +330,26 @@ WindowAttentionOptions make_window_attention_options(
           (!query_lengths.has_value() && !query_starts.has_value()),
       kOp,
       ": packed rows take query_cu_seqlens, got query_lengths or query_starts");
-  options.key_spans =
-      make_spans(kOp, "", inputs.query, lengths, starts, cu_seqlens);
+  options.key_spans = make_spans(
+      kOp,
+      "",
+      inputs.query,
+      inputs.key.sym_size(2),
+      lengths,
+      starts,
+      cu_seqlens,
+      order);
   options.query_spans = make_spans(
       kOp,
       "query_",
       inputs.query,
+      inputs.query.sym_size(2),
       query_lengths,
       query_starts,
-      query_cu_seqlens.has_value() ? query_cu_seqlens : cu_seqlens);
+      query_cu_seqlens.has_value() ? query_cu_seqlens : cu_seqlens,
+      query_order);
+  options.key_order = order;
+  options.query_order = query_order;
   options.scale = scale.has_value()
       ? *scale
       : 1.0 /
@@ -390,6 +404,8 @@ Outputs call_forward(
       options.query_spans,
       options.key_spans,
       options.packed,
+      options.query_order,
+      options.key_order,
       options.summary_lengths,
       options.summary_offset,
       options.summary_block,
@@ -432,6 +448,8 @@ WindowAttentionGradientTensors call_backward(
       options.query_spans,
       options.key_spans,
       options.packed,
+      options.query_order,
+      options.key_order,
       options.summary_lengths,
       options.summary_offset,
       options.summary_block,
@@ -492,6 +510,8 @@ class WindowAttention : public torch::autograd::Function<WindowAttention> {
          optional(options.query_position),
          optional(options.query_spans),
          optional(options.key_spans),
+         optional(options.query_order),
+         optional(options.key_order),
          optional(options.summary_lengths),
          optional(options.dropout_state)});
     ctx->saved_data["block"] = options.block;
@@ -541,11 +561,13 @@ class WindowAttention : public torch::autograd::Function<WindowAttention> {
         defined(saved[13]),
         data["packed"].toBool(),
         defined(saved[14]),
+        defined(saved[15]),
+        defined(saved[16]),
         data["summary_offset"].toSymInt(),
         data["summary_block"].toSymInt(),
         data["summaries_per_block"].toSymInt(),
         data["dropout"].toDouble(),
-        defined(saved[15]),
+        defined(saved[17]),
         data["scale"].toDouble()};
     // Autograd numbers the inputs that were given, without the absent ones.
     std::array<bool, kDifferentiable> mask{};

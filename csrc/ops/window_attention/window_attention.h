@@ -34,7 +34,8 @@ namespace subquad {
 // [B, H, L, M], lse [B, H, L]; H % Hkv == 0. dtypes: float64, float32,
 // bfloat16, float16; sums and lse in float32 (float64 for float64).
 // Rows are spans of valid tokens; what lies outside a span is never read into a
-// result. A query without keys gets zeros, lse = -inf and zero gradients.
+// result. With an order, row b is the tokens order[b, :length[b]], wherever they
+// lie; where they are no span, CPU kernels get compact copies. A query without keys gets zeros, lse = -inf and zero gradients.
 // Cost: O(L * W * (D + M)) time for windows of W keys; memory of the inputs and
 // output, plus O(L * (D + M)) workspace in backward.
 // Not differentiable: positions, spans, limits, the dropout state.
@@ -48,6 +49,8 @@ struct WindowAttentionOptions {
   std::optional<at::Tensor> query_spans; // [R, 2] int64
   std::optional<at::Tensor> key_spans; // [R, 2] int64
   bool packed = false;
+  std::optional<at::Tensor> query_order; // [B, L] int64
+  std::optional<at::Tensor> key_order; // [B, S] int64
   std::optional<at::Tensor> summary_lengths; // [R] int64
   c10::SymInt summary_offset = 0;
   c10::SymInt summary_block = 0;

@@ -18,6 +18,8 @@ def window_attention(
     starts: Tensor | None = None,
     query_lengths: Tensor | None = None,
     query_starts: Tensor | None = None,
+    order: Tensor | None = None,
+    query_order: Tensor | None = None,
     cu_seqlens: Tensor | None = None,
     query_cu_seqlens: Tensor | None = None,
     bias: Tensor | None = None,
@@ -82,6 +84,13 @@ def window_attention(
         query_lengths: Number of valid queries of each row, ``[B]`` int64;
             default L.
         query_starts: Index of the first of them, ``[B]`` int64; default 0.
+        order: Indices of the valid keys, ``[B, S]`` int64, where they do not lie
+            one after the other: row b is the tokens ``order[b, :lengths[b]]`` in
+            that order, as :func:`subquad.functional.mask_to_spans` gives them.
+            Needs ``lengths``, excludes ``starts``. Positions are ranks in the row;
+            ``key_bias`` and ``query_position`` stay indexed by the tensors' axes.
+        query_order: The same for queries, ``[B, L]`` int64; needs
+            ``query_lengths``.
         cu_seqlens: Boundaries of R rows packed one after the other into a batch
             of 1, ``[R + 1]`` int64.
         query_cu_seqlens: The same for queries, ``[R + 1]`` int64; default
@@ -102,7 +111,8 @@ def window_attention(
             1 - dropout.
         dropout_state: Seed and offset of the random numbers, ``[2]`` int64;
             needed when ``dropout`` is not 0. Weight n of all, counted in
-            ``[B, H, L, S + C]``, depends on seed, offset and n alone.
+            ``[B, H, L, S + C]``, depends on seed, offset and n alone. Tokens count
+            by their index, or by their rank in rows that are no span.
         scale: Factor of the dot products; default D ** -0.5.
 
     Returns:
@@ -142,6 +152,8 @@ def window_attention(
         starts=starts,
         query_lengths=query_lengths,
         query_starts=query_starts,
+        order=order,
+        query_order=query_order,
         cu_seqlens=cu_seqlens,
         query_cu_seqlens=query_cu_seqlens,
         bias=bias,
@@ -175,6 +187,8 @@ def window_attention_with_lse(
     starts: Tensor | None = None,
     query_lengths: Tensor | None = None,
     query_starts: Tensor | None = None,
+    order: Tensor | None = None,
+    query_order: Tensor | None = None,
     cu_seqlens: Tensor | None = None,
     query_cu_seqlens: Tensor | None = None,
     bias: Tensor | None = None,
@@ -224,6 +238,8 @@ def window_attention_with_lse(
         starts=starts,
         query_lengths=query_lengths,
         query_starts=query_starts,
+        order=order,
+        query_order=query_order,
         cu_seqlens=cu_seqlens,
         query_cu_seqlens=query_cu_seqlens,
         bias=bias,

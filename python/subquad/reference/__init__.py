@@ -4,6 +4,7 @@ Twins of :mod:`subquad.functional`, written to be read: any dtype, any device,
 differentiable to any order, and usable under ``torch.func``. Slow.
 """
 
+from subquad.reference.mask_to_spans import mask_to_spans
 from subquad.reference.merge_attention import merge_attention
 from subquad.reference.philox import keep_mask, philox
 from subquad.reference.window_attention import (
@@ -14,6 +15,7 @@ from subquad.reference.window_attention import (
 
 __all__ = [
     "keep_mask",
+    "mask_to_spans",
     "merge_attention",
     "philox",
     "window_attention",

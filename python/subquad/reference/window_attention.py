@@ -18,7 +18,7 @@ class Attention(NamedTuple):
 
     output: Tensor  # [B, H, L, M]
     lse: Tensor  # [B, H, L]
-    weights: Tensor  # [B, H, L, S + C]
+    weights: Tensor  # [B, H, L, W], of the keys
 
 
 def window_attention(
@@ -30,12 +30,13 @@ def window_attention(
         query: ``[B, H, L, D]``.
         key: ``[B, Hkv, S, D]``.
         value: ``[B, Hkv, S, M]``.
-        **options: Those of :func:`attend`, which has the definition.
+        **options: Those of :func:`attend`, which has the definition, and of
+            :func:`attend_in_order`.
 
     Returns:
         ``[B, H, L, M]``.
     """
-    return attend(query, key, value, **options).output
+    return attend_in_order(query, key, value, **options).output
 
 
 def window_attention_with_lse(
@@ -47,29 +48,96 @@ def window_attention_with_lse(
         query: ``[B, H, L, D]``.
         key: ``[B, Hkv, S, D]``.
         value: ``[B, Hkv, S, M]``.
-        **options: Those of :func:`attend`, which has the definition.
+        **options: Those of :func:`attend`, which has the definition, and of
+            :func:`attend_in_order`.
 
     Returns:
         Output ``[B, H, L, M]`` and log-sum-exp of the logits ``[B, H, L]``, the
         latter in float32, or in float64 for float64.
     """
-    attention = attend(query, key, value, **options)
+    attention = attend_in_order(query, key, value, **options)
     return attention.output, attention.lse
 
 
-def window_attention_weights(query: Tensor, key: Tensor, **options: Any) -> Tensor:
+def window_attention_weights(
+    query: Tensor, key: Tensor, lse: Tensor, **options: Any
+) -> Tensor:
     """Reference of :func:`subquad.functional.window_attention_weights`.
 
     Args:
         query: ``[B, H, L, D]``.
         key: ``[B, Hkv, S, D]``.
-        **options: Those of :func:`attend`, without values and dropout.
+        lse: ``[B, H, L]``.
+        **options: Those of :func:`attend` and :func:`attend_in_order`, without
+            values, summaries and dropout.
 
     Returns:
-        ``[B, H, L, S + C]``.
+        ``[B, H, L, left + block + right]``.
     """
-    summary_key = options.get("summary_key")
-    return attend(query, key, key, summary_value=summary_key, **options).weights
+    attention = attend_in_order(query, key, key, **options)
+    empty = (lse == -torch.inf) | (attention.lse == -torch.inf)
+    factor = (attention.lse - torch.where(empty, 0, lse)).exp()[..., None]
+    weights = torch.where(empty[..., None], 0, attention.weights * factor)
+    return weights.to(query.dtype)
+
+
+def attend_in_order(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    *,
+    order: Tensor | None = None,
+    query_order: Tensor | None = None,
+    lengths: Tensor | None = None,
+    query_lengths: Tensor | None = None,
+    query_position: Tensor | None = None,
+    key_bias: Tensor | None = None,
+    **options: Any,
+) -> Attention:
+    """:func:`attend` to rows whose tokens may lie scattered.
+
+    Tokens are brought into the order of their rows, which makes them spans, and
+    the results for queries back into the order of the tensor.
+    """
+    if order is not None and lengths is not None:
+        options["starts"], order = _spans(order, lengths)
+        key = key.take_along_dim(order[:, None, :, None], 2)
+        value = value.take_along_dim(order[:, None, :, None], 2)
+        key_bias = None if key_bias is None else key_bias.take_along_dim(order, 1)
+    if query_order is not None and query_lengths is not None:
+        options["query_starts"], query_order = _spans(query_order, query_lengths)
+        query = query.take_along_dim(query_order[:, None, :, None], 2)
+        if query_position is not None:
+            query_position = query_position.expand(query_order.shape)
+            query_position = query_position.take_along_dim(query_order, 1)
+    attention = attend(
+        query,
+        key,
+        value,
+        lengths=lengths,
+        query_lengths=query_lengths,
+        query_position=query_position,
+        key_bias=key_bias,
+        **options,
+    )
+    if query_order is None:
+        return attention
+    rank = query_order.argsort(1)[:, None]  # of each query in its row
+    output, lse, weights = attention
+    return Attention(
+        output.take_along_dim(rank[..., None], 2),
+        lse.take_along_dim(rank, 2),
+        weights.take_along_dim(rank[..., None], 2),
+    )
+
+
+def _spans(order: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+    """Start of each row, and the order that makes it a span if it is none."""
+    rank = torch.arange(order.shape[1], device=order.device)
+    first = order[:, :1].sum(1, keepdim=True)  # 0 without tokens
+    span = (order == first + rank) | (rank >= lengths[:, None])
+    span = span.all(1, keepdim=True)
+    return torch.where(span, first, 0)[:, 0], torch.where(span, rank, order)
 
 
 def attend(
@@ -110,7 +178,8 @@ def attend(
     O(L (W + C) (D + M)) memory per head.
 
     Returns:
-        Output, log-sum-exp and the softmax weights before dropout.
+        Output, log-sum-exp and the softmax weights of the keys before dropout, by
+        slot.
     """
     B, H, L, D = query.shape
     S = key.shape[2]
@@ -205,11 +274,12 @@ def attend(
         keep = keep_mask(line * (S + C) + token, dropout, dropout_state)
         kept = torch.where(keep, weights / (1 - dropout), 0)
     output = torch.einsum("bhlw,bhlwm->bhlm", kept, values)
-    dense = weights.new_zeros(B, H, L, S + C)
-    dense = dense.scatter_add(3, token, torch.where(visible, weights, 0))
+    slot = slot[:, None].expand(B, H, L, -1)
+    window = torch.where(visible, weights, 0)[..., : slot.shape[3]]
+    window = weights.new_zeros(B, H, L, W).scatter_add(3, slot, window)
     if lse.dtype != torch.float64:
         lse = lse.float()
-    return Attention(output, lse, dense)
+    return Attention(output, lse, window)
 
 
 def _floor_to(position: Tensor, block: int) -> Tensor:
