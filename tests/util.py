@@ -2,7 +2,11 @@
 
 import dataclasses
 import math
+import os
+import subprocess
+import sys
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -556,3 +560,22 @@ def assert_same_bits(
 def is_finite_or_empty(lse: Tensor) -> bool:
     """Whether every log-sum-exp is a number or -inf."""
     return bool((lse.isfinite() | (lse == -math.inf)).all())
+
+
+def run_python(*arguments: str, **environment: str) -> str:
+    """Output of a Python process that finds what this one finds.
+
+    Args:
+        *arguments: Of the interpreter.
+        **environment: Variables to set.
+    """
+    path = os.pathsep.join([str(Path(__file__).parents[1]), *filter(None, sys.path)])
+    result = subprocess.run(
+        [sys.executable, *arguments],
+        env={**os.environ, "PYTHONPATH": path, **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+    return result.stdout.strip()

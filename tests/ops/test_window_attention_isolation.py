@@ -5,10 +5,9 @@ written, the number of threads.
 """
 
 import dataclasses
+import functools
 import math
-import os
 import random
-import subprocess
 import sys
 
 import pytest
@@ -24,6 +23,12 @@ POISONS = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
 
 class Sight:
     """Which queries, keys and summaries touch one another, by loops."""
+
+    @classmethod
+    @functools.cache
+    def of(cls, name):
+        """The loops are slow: once for each case."""
+        return cls(BY_NAME[name])
 
     def __init__(self, case):
         S = case.shape["key"][2]
@@ -118,7 +123,7 @@ def check_cuts(case, dtype, device, cuts, poisons):
     tensors, arguments = case.tensors(dtype, device), case.arguments(device)
     gradients = gradients_for(tensors, arguments)
     clean = util.results(op, tensors, arguments, gradients)
-    sight = Sight(case)
+    sight = Sight.of(case.name)
     for cut in cuts:
         for after in (True, False):
             bad = none_of(case)
@@ -145,11 +150,15 @@ def test_no_leak_in_other_dtypes(case, dtype, device):
     check_cuts(case, dtype, device, range(1, size, 4), [math.nan, math.inf])
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+@pytest.mark.parametrize(
+    ("dtype", "poison"),
+    [(torch.float32, math.nan), (torch.float32, math.inf), (torch.float16, math.nan)],
+    ids=str,
+)
 @pytest.mark.parametrize("case", util.LARGE_CASES, ids=str)
-def test_no_leak_between_tiles(case, dtype, device):
-    cuts = [*random.Random(0).sample(range(1, case.L), 4), 63, 64, 65]
-    check_cuts(case, dtype, device, cuts, [math.nan, math.inf])
+def test_no_leak_between_tiles(case, dtype, poison, device):
+    cuts = [*random.Random(0).sample(range(1, case.L), 3), 64]
+    check_cuts(case, dtype, device, cuts, [poison])
 
 
 @pytest.mark.parametrize("case", util.CASES, ids=str)
@@ -157,7 +166,7 @@ def test_nan_reaches_those_who_see_it(case, device):
     """A NaN in one key or value: all queries that see it, and no other."""
     tensors, arguments = case.tensors(torch.float32, device), case.arguments(device)
     clean_output, clean_lse = op(**tensors, **arguments)
-    sight = Sight(case)
+    sight = Sight.of(case.name)
     for b in range(case.B):
         for j in range(0, case.shape["key"][2], 3):
             viewers = sight.keys[:, :, b, j]
@@ -177,7 +186,7 @@ def test_nan_reaches_those_who_see_it(case, device):
 
 def unseen(case):
     """Masks of queries that see nothing, and of what no query sees."""
-    sight = Sight(case)
+    sight = Sight.of(case.name)
     keys = ~sight.keys.flatten(0, 1).any(0)
     return ~sight.queries, keys, ~sight.summaries.flatten(0, 1).any(0)
 
@@ -188,7 +197,7 @@ def test_padding_is_absence(case, dtype, device):
     """What nobody sees changes no bit, and has gradients of zero."""
     tensors, arguments = case.tensors(dtype, device), case.arguments(device)
     gradients = gradients_for(tensors, arguments)
-    sight, masks = Sight(case), unseen(case)
+    sight, masks = Sight.of(case.name), unseen(case)
     clean = util.results(op, tensors, arguments, gradients)
     tables = {
         "bias": sight.bias,
@@ -309,25 +318,11 @@ print(digest.hexdigest())
 """
 
 
-def run_python(*arguments, **environment):
-    """Output of a Python process that has the tests on its path."""
-    path = os.pathsep.join([os.path.abspath("."), *filter(None, sys.path)])
-    result = subprocess.run(
-        [sys.executable, *arguments],
-        env={**os.environ, "PYTHONPATH": path, **environment},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert result.returncode == 0, result.stdout + result.stderr
-    return result.stdout.strip()
-
-
 @pytest.mark.skipif(sys.platform != "linux", reason="glibc's malloc fills memory")
 def test_unwritten_workspace():
     """Memory that malloc filled with other garbage gives the same bits."""
     digests = {
-        run_python(
+        util.run_python(
             "-c",
             DIGEST,
             MALLOC_PERTURB_=garbage,
