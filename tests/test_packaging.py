@@ -68,7 +68,7 @@ def test_mismatch_is_seen_before_the_library_is_loaded(tmp_path):
 
 def test_missing_library_says_how_to_build(tmp_path, monkeypatch):
     monkeypatch.setattr(_library, "_FOLDER", tmp_path)
-    with pytest.raises(ImportError, match="is not built in .*pip install"):
+    with pytest.raises(ImportError, match=r"is not built in .*pip install"):
         _library.load()
 
 
@@ -78,7 +78,7 @@ def test_broken_library_is_one_import_error(tmp_path, monkeypatch):
     )
     (tmp_path / "libsubquad.so").write_bytes(b"\x7fELF")
     monkeypatch.setattr(_library, "_FOLDER", tmp_path)
-    with pytest.raises(ImportError, match="cannot load .*Reinstall"):
+    with pytest.raises(ImportError, match=r"cannot load .*Reinstall"):
         _library.load()
 
 
