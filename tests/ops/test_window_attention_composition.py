@@ -18,6 +18,7 @@ SELECTED = [
     "spans",
     "packed-cross",
     "summaries-relative",
+    "order-all",
     "all",
     "all-packed",
 ]
@@ -46,11 +47,14 @@ def private_arguments(case, device):
     """Arguments of ``_window_attention_forward``, by name and in order."""
     given = {**case.tensors(torch.float32, device), **case.arguments(device)}
     spans = {"query_spans": [], "key_spans": []}
-    for _, _, queries, keys in util.rows(case):
-        spans["query_spans"].append([queries.start, len(queries)])
-        spans["key_spans"].append([keys.start, len(keys)])
+    for _, _, *row in util.rows(case):
+        for table, tokens in zip(spans.values(), row, strict=True):
+            # With an order, spans count ranks.
+            start = tokens.start if isinstance(tokens, range) else 0
+            table.append([start, len(tokens)])
     for name, rows in spans.items():
         given[name] = torch.tensor(rows, device=device)
+    given["key_order"] = given.pop("order", None)
     given["packed"] = "cu_seqlens" in given
     given.setdefault("scale", case.D**-0.5)
     defaults = {
