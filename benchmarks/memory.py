@@ -1,0 +1,149 @@
+"""Memory that a run needs beyond its inputs and results.
+
+Measured in a process of its own by the operating system's count of resident pages,
+so that scratch memory of a kernel counts like a tensor. A server imports the library
+and forks for every measurement; it computes nothing itself, for a fork that inherits
+a pool of threads hangs.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from subquad.benchmarks.registry import Case, Options, Run, entries
+
+# Freed memory goes back to the system at once, or it would be found again unnoticed.
+_ENVIRONMENT = {
+    "MALLOC_MMAP_THRESHOLD_": "65536",
+    "MALLOC_TRIM_THRESHOLD_": "65536",
+    "OPENBLAS_NUM_THREADS": "1",
+}
+_WARM_UP_LENGTH = 256
+
+
+class MemoryServer:
+    """Measures on request; see :func:`serve_memory`."""
+
+    def __init__(self, options: Options, threads: int) -> None:
+        """Start the process."""
+        self._common = {"options": dataclasses.asdict(options), "threads": threads}
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", __name__],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), **_ENVIRONMENT},
+        )
+
+    def extra_bytes(self, case: Case, contender: str) -> int | str:
+        """Peak memory beyond inputs and results, or why it is not known."""
+        request = {
+            "entry": case.entry,
+            "labels": dict(case.labels),
+            "contender": contender,
+            **self._common,
+        }
+        requests, answers = self._process.stdin, self._process.stdout
+        if requests is None or answers is None:
+            return "no server"
+        try:
+            requests.write(json.dumps(request) + "\n")
+            requests.flush()
+            answer = answers.readline()
+        except BrokenPipeError:
+            answer = ""
+        if not answer:
+            return "the measuring process ended"
+        extra: int | str = json.loads(answer)
+        return extra
+
+    def close(self) -> None:
+        """End the process."""
+        self._process.communicate()
+
+
+@contextmanager
+def serve_memory(options: Options, threads: int) -> Iterator[MemoryServer]:
+    """A server for the cases that entries make with these options."""
+    server = MemoryServer(options, threads)
+    try:
+        yield server
+    finally:
+        server.close()
+
+
+def peak_extra_bytes(run: Run) -> int:
+    """Peak resident memory during a run beyond what there was and its results.
+
+    Raises:
+        OSError: The system does not tell.
+    """
+    Path("/proc/self/clear_refs").write_text("5")  # the peak is now what there is
+    before = _resident("VmRSS")
+    results = run()
+    peak = _resident("VmHWM")
+    sizes = {x.untyped_storage().data_ptr(): x.untyped_storage() for x in results}
+    return peak - before - sum(storage.nbytes() for storage in sizes.values())
+
+
+def _resident(field: str) -> int:
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(f"{field}:"):
+            return int(line.split()[1]) * 1024
+    raise OSError(f"no {field} in /proc/self/status")
+
+
+def _find(entry: str, options: Options, labels: dict[str, Any]) -> Case:
+    for case in entries()[entry].cases(options):
+        if dict(case.labels) == labels:
+            return case
+    raise LookupError(f"no case {labels} in {entry}")
+
+
+def _measure(request: dict[str, Any]) -> int:
+    torch.set_num_threads(request["threads"])
+    options = Options(**{k: tuple(v) for k, v in request["options"].items()})
+    labels = request["labels"]
+
+    def prepare(length: int) -> Run:
+        sized = dataclasses.replace(options, lengths=(length,))
+        case = _find(request["entry"], sized, {**labels, "L": length})
+        (contender,) = (c for c in case.contenders if c.name == request["contender"])
+        return contender.build(case.inputs(), case.backward)
+
+    # Code and pools of threads are loaded by a small run.
+    prepare(_WARM_UP_LENGTH)()
+    return peak_extra_bytes(prepare(labels["L"]))
+
+
+def _serve() -> None:
+    entries()
+    for line in sys.stdin:
+        child = os.fork()
+        if child == 0:
+            answer: int | str
+            try:
+                answer = _measure(json.loads(line))
+            except Exception as error:
+                answer = f"{type(error).__name__}: {error}"
+            sys.stdout.write(json.dumps(answer) + "\n")
+            sys.stdout.flush()
+            os._exit(0)
+        _, status = os.waitpid(child, 0)
+        if status:
+            print(json.dumps(f"the process ended with status {status}"), flush=True)
+
+
+if __name__ == "__main__":
+    _serve()

@@ -1,0 +1,1 @@
+"""Benchmarks of modules, one file each."""

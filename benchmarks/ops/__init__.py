@@ -1,0 +1,1 @@
+"""Benchmarks of operators, one file each."""

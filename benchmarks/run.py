@@ -1,0 +1,374 @@
+"""Measures the cases that the command line asks for.
+
+A case is run by all of its contenders in turns, and between them a matrix product
+and a copy of memory give the machine's own rates. A result is compared with the
+definition in float64 first: of a wrong one no time is reported.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
+from datetime import datetime, timezone
+from statistics import median
+from typing import Any
+
+import torch
+
+from subquad.benchmarks import machine, report
+from subquad.benchmarks.memory import MemoryServer, serve_memory
+from subquad.benchmarks.registry import (
+    Build,
+    Case,
+    Contender,
+    Entry,
+    Options,
+    Results,
+    Run,
+    UnavailableError,
+    entries,
+)
+from subquad.benchmarks.timing import estimate, interleave, spread
+from subquad.benchmarks.windows import KINDS
+from subquad.training.errors import CommandError
+from subquad.training.options import Parser, nearest
+
+# Share of the machine's rate that an operator is expected to reach.
+EXPECTED_SHARE = 0.65
+# A contender that shares its work with other cases is not run again if it takes longer.
+_SHARED_SECONDS = 0.3
+_EXTRAS = {"peers": "--peers", "compile": "--compile"}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run ``subquad bench``.
+
+    Args:
+        argv: Arguments after ``subquad bench``.
+
+    Returns:
+        0; 1 if the library's result was wrong in a case.
+
+    Raises:
+        CommandError: Bad arguments, or a file that cannot be written.
+    """
+    arguments = _parse(argv)
+    known = entries()
+    if arguments.list:
+        print(report.listing(known.values()))
+        return 0
+    for name in arguments.names:
+        if name not in known:
+            raise CommandError(f"unknown benchmark {name!r}{nearest(name, known)}")
+    chosen = [known[name] for name in arguments.names] or list(known.values())
+    options = Options(
+        lengths=arguments.lengths,
+        windows=arguments.windows,
+        kinds=arguments.kinds,
+        passes=arguments.passes or ("forward", "both"),
+    )
+    threads = torch.get_num_threads()
+    torch.set_num_threads(arguments.threads or threads)
+    try:
+        records = _Bench(arguments, options).measure(chosen)
+    finally:
+        torch.set_num_threads(threads)
+    if arguments.json:
+        report.write_json(arguments.json, records)
+    wrong = [case for case in records["cases"] if case["error"]]
+    return 1 if wrong else 0
+
+
+def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = Parser(prog="subquad bench", description=__doc__)
+    add = parser.add_argument
+    add("names", nargs="*", metavar="NAME", help="what to measure (default: all)")
+    add("--list", action="store_true", help="tell what can be measured and stop")
+    add(
+        "--lengths",
+        type=_numbers,
+        default=Options.lengths,
+        metavar="L,...",
+        help="such as 512,1k,16k (default: 1k,4k)",
+    )
+    add(
+        "--windows",
+        type=_numbers,
+        default=Options.windows,
+        metavar="W,...",
+        help="window sizes (default: 16,64,256)",
+    )
+    add(
+        "--kinds",
+        type=_kinds,
+        default=(),
+        metavar="KIND,...",
+        help=f"of windows: {', '.join(KINDS)} (default: all)",
+    )
+    add(
+        "--forward",
+        dest="passes",
+        action="append_const",
+        const="forward",
+        help="the forward pass alone",
+    )
+    add(
+        "--backward",
+        dest="passes",
+        action="append_const",
+        const="both",
+        help="forward and backward pass together (default: both kinds)",
+    )
+    add("--peers", action="store_true", help="other packages too, where installed")
+    add("--compile", action="store_true", help="the reference under torch.compile too")
+    add(
+        "--against",
+        type=_words,
+        default=(),
+        metavar="NAME,...",
+        help="only these contenders and the library",
+    )
+    add(
+        "--memory",
+        choices=("none", "library", "all"),
+        default="library",
+        help="whose extra memory to measure (default: %(default)s)",
+    )
+    add("--repeats", type=_positive, default=7, metavar="N", help="rounds (default: 7)")
+    add("--threads", type=_positive, metavar="N", help="default: PyTorch's")
+    add("--json", metavar="FILE", help="write everything measured to a file")
+    arguments: argparse.Namespace = parser.parse_args(argv)
+    return arguments
+
+
+def _positive(text: str) -> int:
+    factor = {"k": 1024, "m": 1024**2}.get(text[-1:].lower(), 1)
+    try:
+        number = int(text[:-1] if factor > 1 else text) * factor
+    except ValueError:
+        number = 0
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"expected a positive number, got {text!r}")
+    return number
+
+
+def _words(text: str) -> tuple[str, ...]:
+    return tuple(word.strip() for word in text.split(","))
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    return tuple(_positive(word) for word in _words(text))
+
+
+def _kinds(text: str) -> tuple[str, ...]:
+    for word in _words(text):
+        if word not in KINDS:
+            raise argparse.ArgumentTypeError(
+                f"expected one of {', '.join(KINDS)}, got {word!r}"
+            )
+    return _words(text)
+
+
+class _Bench:
+    """One run of the command."""
+
+    def __init__(self, arguments: argparse.Namespace, options: Options) -> None:
+        self.arguments = arguments
+        self.options = options
+        self.rate_runs = machine.rate_runs()
+        self.shared: dict[Any, list[float]] = {}
+        self.memory: MemoryServer | None = None
+
+    def measure(self, chosen: Iterable[Entry]) -> dict[str, Any]:
+        """Measure all cases of some entries and print a table for each entry."""
+        records: dict[str, Any] = {
+            "schema": 1,
+            "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            "machine": machine.describe(),
+            "threads": torch.get_num_threads(),
+            "rounds": self.arguments.repeats,
+            "expected_share": EXPECTED_SHARE,
+            "cases": [],
+        }
+        print(report.heading(records))
+        with ExitStack() as stack:
+            if self.arguments.memory != "none":
+                self.memory = stack.enter_context(
+                    serve_memory(self.options, torch.get_num_threads())
+                )
+            for entry in chosen:
+                cases = []
+                for case in entry.cases(self.options):
+                    report.progress(case)
+                    cases.append(self._case(case))
+                report.progress(None)
+                print(f"\n{report.table(entry, cases)}", flush=True)
+                records["cases"] += cases
+        records["rates"] = _overall_rates(records["cases"])
+        print(f"\n{report.closing(records)}")
+        return records
+
+    def _case(self, case: Case) -> dict[str, Any]:
+        # Else the shapes of earlier cases count towards the limit of recompilations.
+        if "torch._dynamo" in sys.modules:
+            torch._dynamo.reset()
+        record: dict[str, Any] = {
+            "entry": case.entry,
+            "labels": dict(case.labels),
+            "useful_flops": case.useful_flops,
+            "computed_flops": case.computed_flops,
+            "touched_bytes": case.touched_bytes,
+            "tensor_bytes": case.tensor_bytes,
+            "error": None,
+            "contenders": {},
+        }
+        runs: dict[str, Run] = {}
+        records: dict[str, dict[str, Any]] = record["contenders"]
+        right = _Definitions(case)
+        for contender in case.contenders:
+            answer = self._prepare(case, contender, right)
+            records[contender.name] = answer
+            if "run" in answer:
+                runs[contender.name] = answer.pop("run")
+        library, *others = case.contenders
+        if library.name not in runs:
+            record["error"] = records[library.name]["reason"]
+            for other in others:
+                records[other.name] = _absent("the library's result is wrong")
+            return record
+        estimates = {name: estimate(run) for name, run in runs.items()}
+        rate_estimates = {name: estimate(run) for name, run in self.rate_runs.items()}
+        times = interleave(
+            {**runs, **self.rate_runs},
+            {**estimates, **rate_estimates},
+            self.arguments.repeats,
+        )
+        rates = machine.rates({name: median(times[name]) for name in self.rate_runs})
+        record["rates"] = rates
+        seconds = case.useful_flops / (EXPECTED_SHARE * rates["flops_per_second"])
+        record["expected_seconds"] = (
+            seconds + case.touched_bytes / rates["copy_bytes_per_second"]
+        )
+        for contender in case.contenders:
+            answer = records[contender.name]
+            if contender.name in runs:
+                answer["seconds"] = times[contender.name]
+                self._remember(contender, case, answer["seconds"])
+            if "seconds" in answer:
+                _derive(answer, case, record)
+                self._measure_memory(case, contender, answer)
+        return record
+
+    def _prepare(
+        self, case: Case, contender: Contender, right: _Definitions
+    ) -> dict[str, Any]:
+        """A record with a run, or with the reason why there is none."""
+        wanted, extra = self.arguments.against, contender.extra
+        if contender is not case.contenders[0]:
+            if wanted and contender.name not in wanted:
+                return _absent("not asked for: --against")
+            if not wanted and extra and not getattr(self.arguments, extra):
+                return _absent(f"not asked for: {_EXTRAS[extra]}")
+        key = (contender.share, case.backward)
+        if contender.share is not None and key in self.shared:
+            return {"status": "shared", "seconds": self.shared[key]}
+        try:
+            run = contender.build(case.inputs(), case.backward)
+            results = run()
+        except UnavailableError as reason:
+            return _absent(str(reason))
+        except Exception as error:
+            first = (str(error).splitlines() or [""])[0]
+            return _absent(f"{type(error).__name__}: {first}")
+        found = right.error(contender, results)
+        if found is not None and not found <= case.tolerance:
+            return {
+                "status": "wrong",
+                "error": found,
+                "reason": f"wrong: off by {found:.2g}, allowed {case.tolerance:.2g}",
+            }
+        return {"status": "measured", "error": found, "run": run}
+
+    def _remember(self, contender: Contender, case: Case, seconds: list[float]) -> None:
+        if contender.share is not None and median(seconds) > _SHARED_SECONDS:
+            self.shared[(contender.share, case.backward)] = seconds
+
+    def _measure_memory(
+        self, case: Case, contender: Contender, answer: dict[str, Any]
+    ) -> None:
+        answer["extra_bytes"] = None
+        library = contender is case.contenders[0]
+        if self.memory is None or answer["status"] != "measured":
+            return
+        if contender.extra == "compile" or contender.name == "FlexAttention":
+            return
+        if library or self.arguments.memory == "all":
+            extra = self.memory.extra_bytes(case, contender.name)
+            if isinstance(extra, str):
+                answer["memory_reason"] = extra
+            else:
+                answer["extra_bytes"] = extra
+                answer["extra_memory"] = extra / case.tensor_bytes
+
+
+class _Definitions:
+    """The right results of a case, computed when they are first needed."""
+
+    def __init__(self, case: Case) -> None:
+        self.case = case
+        self.results: dict[Build, Results] = {}
+
+    def error(self, contender: Contender, results: Results) -> float | None:
+        """Largest error of a number, relative to the largest of its tensor.
+
+        A tensor counts as a hundredth of the largest at least: that of zeros (the
+        gradient of a bias of keys) has no size of its own. None where nothing is
+        known to compare with.
+        """
+        definition = contender.definition
+        if definition is None:
+            if contender.function:
+                return None
+            definition = self.case.definition
+        if definition not in self.results:
+            run = definition(self.case.inputs(), self.case.backward)
+            self.results[definition] = run()
+        right = self.results[definition]
+        if [x.shape for x in results] != [x.shape for x in right]:
+            return float("inf")
+        sizes = [float(x.abs().max()) for x in right]
+        errors = [
+            float((x.double() - y).abs().max()) / max(size, max(sizes) / 100)
+            for x, y, size in zip(results, right, sizes, strict=True)
+        ]
+        # NaN is not larger than anything: max() could lose it.
+        return max(errors, key=lambda error: (error != error, error))
+
+
+def _absent(reason: str) -> dict[str, Any]:
+    return {"status": "absent", "reason": reason}
+
+
+def _derive(answer: dict[str, Any], case: Case, record: dict[str, Any]) -> None:
+    seconds = median(answer["seconds"])
+    rate = record["rates"]["flops_per_second"]
+    answer["median_seconds"] = seconds
+    answer["spread"] = spread(answer["seconds"])
+    library = record["contenders"][case.contenders[0].name]["median_seconds"]
+    answer["times_library"] = seconds / library
+    answer["useful_share"] = case.useful_flops / seconds / rate
+    if case.computed_flops is not None:
+        answer["computed_share"] = case.computed_flops / seconds / rate
+    answer["times_expected"] = seconds / record["expected_seconds"]
+
+
+def _overall_rates(cases: list[dict[str, Any]]) -> dict[str, float] | None:
+    measured = [case["rates"] for case in cases if "rates" in case]
+    if not measured:
+        return None
+    return {
+        name: median(rates[name] for rates in measured)
+        for name in ("flops_per_second", "copy_bytes_per_second")
+    }
