@@ -84,7 +84,7 @@ def test_a_class_of_ones_own():
 
 @pytest.mark.parametrize("cls", CLASSES)
 def test_heads_that_do_not_divide(cls):
-    with pytest.raises(AssertionError, match="^embed_dim must be divisible by"):
+    with pytest.raises(AssertionError, match=r"^embed_dim must be divisible by"):
         cls(embed_dim=10, num_heads=4)
 
 
@@ -177,7 +177,7 @@ def test_memory_decodes_batch_first():
 def test_added_keys_need_no_mask():
     module = build(cab.MultiheadAttention, add_bias_kv=True, add_zero_attn=True)
     query = torch.randn(3, 2, WIDTH)
-    output, weights = module(query)
+    _, weights = module(query)
     assert weights.shape == (2, 3, 5)
     state = {}
     for t in range(3):

@@ -35,7 +35,7 @@ def test_install_and_uninstall():
 def test_a_second_claim_is_refused(monkeypatch):
     monkeypatch.setitem(installation._CLAIMS, "other", "efficient_attention")
     compat.install("cab")
-    with pytest.raises(RuntimeError, match="'other' claims .* belongs to cab"):
+    with pytest.raises(RuntimeError, match=r"'other' claims .* belongs to cab"):
         compat.install("other")
 
 

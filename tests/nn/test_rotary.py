@@ -6,14 +6,18 @@ import pytest
 import torch
 
 from subquad.nn import LocalAttention, MultiheadAttention
-from subquad.nn.rotary import rotate
+from subquad.nn.rotary import rotate, rotations
 from tests.nn.util import close
+
+
+def turn(x, positions, base):
+    return rotate(x, rotations(positions, x.size(-1), base, x.dtype))
 
 
 def test_each_pair_turns_by_its_angle():
     x = torch.randn(2, 3, 5, 6, dtype=torch.float64)
     positions = torch.tensor([[0, 1, 2, 3, 4], [7, -1, 0, 2, 1000]])
-    turned = rotate(x, positions, 50.0)
+    turned = turn(x, positions, 50.0)
     for b in range(2):
         for i in range(5):
             for pair in range(3):
@@ -27,7 +31,7 @@ def test_each_pair_turns_by_its_angle():
 def test_products_depend_on_distance_only():
     q, k = torch.randn(2, 1, 2, 1, 16, dtype=torch.float64)
     products = [
-        (rotate(q, torch.tensor([p + 3]), 1e4) * rotate(k, torch.tensor([p]), 1e4))
+        turn(q, torch.tensor([p + 3]), 1e4) * turn(k, torch.tensor([p]), 1e4)
         for p in (0, 5, 1000)
     ]
     for product in products[1:]:
@@ -40,7 +44,7 @@ def test_products_depend_on_distance_only():
 def test_dtype_layout_and_gradient(dtype):
     x = torch.randn(7, 2, 24, dtype=dtype).view(7, 2, 3, 8).permute(1, 2, 0, 3)
     x.requires_grad_()
-    turned = rotate(x, torch.arange(7), 1e4)
+    turned = turn(x, torch.arange(7), 1e4)
     assert turned.dtype == dtype
     assert turned.stride() == x.stride()
     norm, expected = turned.double().norm(dim=-1), x.double().norm(dim=-1)
@@ -51,9 +55,12 @@ def test_dtype_layout_and_gradient(dtype):
 
 def test_compiled_equals_eager():
     x, positions = torch.randn(2, 3, 5, 8), torch.arange(5)
+    expected = turn(x, positions, 100.0)
+    rotation = rotations(positions, 8, 100.0, x.dtype)
     compiled = torch.compile(rotate, fullgraph=True, backend="eager")
-    close(compiled(x, positions, 100.0), rotate(x, positions, 100.0))
-    close(torch.jit.script(rotate)(x, positions, 100.0), rotate(x, positions, 100.0))
+    close(compiled(x, rotation), expected)
+    rotation = torch.jit.script(rotations)(positions, 8, 100.0, torch.float32)
+    close(torch.jit.script(rotate)(x, rotation), expected)
 
 
 @pytest.mark.parametrize("cls", [LocalAttention, MultiheadAttention])

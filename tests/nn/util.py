@@ -68,6 +68,8 @@ def _patterns() -> list[Pattern]:
 
 
 PATTERNS = _patterns()
+# Each mechanism in each pattern once, for tests that compile.
+FEW = [p for p in PATTERNS if (("rotary_base", 100.0) in p.options) is p.causal]
 SELF = [pattern for pattern in PATTERNS if not pattern.cross]
 CROSS = [pattern for pattern in PATTERNS if pattern.cross]
 DECODING = [pattern for pattern in PATTERNS if pattern.decodes]

@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from subquad.errors import UnsupportedPattern
 from subquad.nn.options import unknown_option
 from subquad.nn.projection import Projection
-from subquad.nn.rotary import rotate
+from subquad.nn.rotary import rotate, rotations
 from subquad.nn.rows import (
     Rows,
-    count_tokens,
+    advance,
     erase_padding,
     find_rows,
     token_positions,
@@ -336,7 +336,8 @@ class ProjectedAttention(AbstractAttention):
         queries = self._rows(query, query_padding, batch_first)
         source = self._erase(query, queries, batch_first)
         q = self._split(self.q_proj(source), self.num_heads, batch_first)
-        q = self._turn(q, queries, offset)
+        rotation = self._rotation(q, queries, offset)
+        q = q if rotation is None else rotate(q, rotation)
         if decoding and static_kv and lookup(state, "prev_key") is not None:
             k, v, keys = self._recall(state)
         else:
@@ -344,13 +345,16 @@ class ProjectedAttention(AbstractAttention):
             value = key if value is None else value
             self._check_memory(query, key, value, cross, batch_first)
             keys = queries
-            if cross or key_padding is not query_padding:
+            shared = not cross and key_padding is query_padding
+            if not shared:
                 keys = self._rows(key, key_padding, batch_first)
                 source = self._erase(key, keys, batch_first)
             elif key is not query:
                 source = self._erase(key, keys, batch_first)
             k = self._split(self.k_proj(source), self.num_kv_heads, batch_first)
-            k = self._turn(k, keys, None if cross else offset)
+            if not shared:
+                rotation = self._rotation(k, keys, None if cross else offset)
+            k = k if rotation is None else rotate(k, rotation)
             if value is not key:
                 source = self._erase(value, keys, batch_first)
             v = self._split(self.v_proj(source), self.num_kv_heads, batch_first)
@@ -366,7 +370,7 @@ class ProjectedAttention(AbstractAttention):
                 q, k, v, queries, keys, offset, attn_mask, with_weights
             )
         if incremental_state is not None and offset is not None:
-            state["prev_position"] = offset + count_tokens(queries, q)
+            state["prev_position"] = advance(offset, queries, q)
             self._set_input_buffer(incremental_state, state)
 
         output = self._merge(output, batch_first)  # [L, B, C] or [B, L, C]
@@ -493,11 +497,14 @@ class ProjectedAttention(AbstractAttention):
             return output.permute(0, 2, 1, 3).flatten(2)
         return output.permute(2, 0, 1, 3).flatten(2)
 
-    def _turn(self, input: Tensor, rows: Rows, offset: Tensor | None) -> Tensor:
+    def _rotation(
+        self, tokens: Tensor, rows: Rows, offset: Tensor | None
+    ) -> Tensor | None:
         base = self.rotary_base
         if base is None:
-            return input
-        return rotate(input, token_positions(rows, input, offset), base)
+            return None
+        positions = token_positions(rows, tokens, offset)
+        return rotations(positions, self.head_dim, base, tokens.dtype)
 
     def _draw_dropout(self, tokens: Tensor) -> tuple[float, Tensor | None]:
         # The rate in force, and the seed and offset a fused operator needs for it.

@@ -239,5 +239,6 @@ class LocalAttention(ProjectedAttention):
 
 def _last(tokens: Tensor, count: int) -> Tensor:
     # A copy where the rest is longer than what is kept: the state stays bounded.
-    last = tokens[:, :, -count:]
-    return last.clone() if tokens.size(2) > 2 * count else last
+    length = tokens.size(2)
+    last = tokens.narrow(2, max(length - count, 0), min(length, count))
+    return last.clone() if length > 2 * count else last

@@ -27,12 +27,16 @@ def find_rows(padding: Tensor | None) -> Rows:
     return Rows(padding.to(torch.bool), lengths, order)
 
 
-def count_tokens(rows: Rows, tokens: Tensor) -> Tensor:
-    """Valid tokens ``[B]`` int64 of each row of ``tokens [B, H, L, D]``."""
+def advance(offset: Tensor, rows: Rows, tokens: Tensor) -> Tensor:
+    """Positions ``[B]`` after the valid ones of ``tokens [B, H, L, D]``.
+
+    Args:
+        offset: ``[B]`` int64, the positions before.
+        rows: Which tokens are valid.
+        tokens: The tokens.
+    """
     lengths = rows.lengths
-    if lengths is not None:
-        return lengths
-    return tokens.new_full([tokens.size(0)], tokens.size(2), dtype=torch.int64)
+    return offset + tokens.size(2) if lengths is None else offset + lengths
 
 
 def token_positions(rows: Rows, tokens: Tensor, offset: Tensor | None) -> Tensor:
