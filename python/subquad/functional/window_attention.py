@@ -119,9 +119,8 @@ def window_attention(
         ``[B, H, L, M]``, its axes in memory in the order of those of ``query``.
 
     Raises:
-        ValueError: A shape, size or span is wrong.
+        ValueError: A shape, size, span or device is wrong.
         TypeError: A dtype is wrong.
-        RuntimeError: Tensors are on different devices.
 
     Example:
         >>> import torch
