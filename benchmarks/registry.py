@@ -47,6 +47,7 @@ class Contender:
         definition: Replaces that of the case.
         share: Cases in which it does the same work have the same key; if a call is
             slow it is measured once for all of them.
+        compiled: Whether it is compiled when it first runs, which takes memory too.
     """
 
     name: str
@@ -55,6 +56,7 @@ class Contender:
     function: str = ""
     definition: Build | None = None
     share: Hashable = None
+    compiled: bool = False
 
 
 @dataclass(frozen=True)

@@ -71,7 +71,7 @@ def table(entry: Entry, cases: Sequence[dict[str, Any]]) -> str:
             ]
         )
     lines += _aligned(rows)
-    lines += _notes(cases, others)
+    lines += _notes(cases, names)
     lines += _crossovers(cases)
     return "\n".join(lines)
 
@@ -145,22 +145,26 @@ def _aligned(rows: list[list[str]]) -> list[str]:
 
 
 def _notes(cases: Sequence[dict[str, Any]], names: Sequence[str]) -> list[str]:
-    """Who is missing and why, each reason once."""
-    reasons: dict[tuple[str, str], list[str]] = {}
+    """What is missing or not as it seems, each reason once."""
+    places: dict[tuple[str, str], list[str]] = {}
     for case in cases:
         if case["error"]:
             continue
-        for name in names:
-            answer = case["contenders"][name]
-            if "reason" in answer:
-                where = reasons.setdefault((name, answer["reason"]), [])
+        library, *others = names
+        reasons = {name: case["contenders"][name].get("reason") for name in others}
+        reasons["memory"] = case["contenders"][library].get("memory_reason")
+        for name in others:
+            if case["contenders"][name]["status"] == "shared":
+                reasons[name] = "measured once, with an earlier case"
+        for name, reason in reasons.items():
+            if reason is not None:
+                where = places.setdefault((name, reason), [])
                 where.append(_words(case["labels"]))
-    lines = []
-    for (name, reason), where in reasons.items():
-        every = len(where) == len(cases)
-        places = "" if every else f" ({_abbreviated(where)})"
-        lines.append(f"- {name}: {reason}{places}")
-    return lines
+    return [
+        f"- {name}: {reason}"
+        + ("" if len(where) == len(cases) else f" ({_abbreviated(where)})")
+        for (name, reason), where in places.items()
+    ]
 
 
 def _abbreviated(places: list[str]) -> str:

@@ -299,18 +299,20 @@ class _Bench:
         self, case: Case, contender: Contender, answer: dict[str, Any]
     ) -> None:
         answer["extra_bytes"] = None
-        library = contender is case.contenders[0]
-        if self.memory is None or answer["status"] != "measured":
-            return
-        if contender.extra == "compile" or contender.name == "FlexAttention":
-            return
-        if library or self.arguments.memory == "all":
+        extra: int | str
+        if self.memory is None:
+            extra = "not asked for: --memory"
+        elif contender.compiled or answer["status"] != "measured":
+            extra = "not measured: it would count the compiler, or take too long"
+        elif contender is not case.contenders[0] and self.arguments.memory != "all":
+            extra = "not asked for: --memory all"
+        else:
             extra = self.memory.extra_bytes(case, contender.name)
-            if isinstance(extra, str):
-                answer["memory_reason"] = extra
-            else:
-                answer["extra_bytes"] = extra
-                answer["extra_memory"] = extra / case.tensor_bytes
+        if isinstance(extra, str):
+            answer["memory_reason"] = extra
+        else:
+            answer["extra_bytes"] = extra
+            answer["extra_memory"] = extra / case.tensor_bytes
 
 
 class _Definitions:

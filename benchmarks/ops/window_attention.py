@@ -91,6 +91,7 @@ def _contenders(kind: str, size: int, length: int) -> tuple[Contender, ...]:
             "einsum compiled",
             _contender(lambda L, _: _compiled(Banded.of(window, L, 128).einsum)),
             extra="compile",
+            compiled=True,
         ),
         Contender(
             "local-attention",
@@ -102,6 +103,7 @@ def _contenders(kind: str, size: int, length: int) -> tuple[Contender, ...]:
             "FlexAttention",
             _contender(lambda L, backward: _flex(window, L, backward)),
             extra="peers",
+            compiled=True,
         ),
     )
 
