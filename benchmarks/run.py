@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+import time
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from datetime import datetime, timezone
@@ -39,6 +40,7 @@ from subquad.training.options import Parser, nearest
 EXPECTED_SHARE = 0.65
 # A contender that shares its work with other cases is not run again if it takes longer.
 _SHARED_SECONDS = 0.3
+_LONG_SECONDS = 1.0
 _EXTRAS = {"peers": "--peers", "compile": "--compile"}
 
 
@@ -225,25 +227,26 @@ class _Bench:
             "contenders": {},
         }
         runs: dict[str, Run] = {}
+        estimates: dict[str, float] = {}
         records: dict[str, dict[str, Any]] = record["contenders"]
         right = _Definitions(case)
+        library = case.contenders[0]
         for contender in case.contenders:
+            if contender is not library and library.name not in runs:
+                records[contender.name] = _absent("not run: the library has no result")
+                continue
             answer = self._prepare(case, contender, right)
             records[contender.name] = answer
             if "run" in answer:
                 runs[contender.name] = answer.pop("run")
-        library, *others = case.contenders
+                estimates[contender.name] = answer.pop("estimate")
         if library.name not in runs:
             record["error"] = records[library.name]["reason"]
-            for other in others:
-                records[other.name] = _absent("the library's result is wrong")
             return record
-        estimates = {name: estimate(run) for name, run in runs.items()}
-        rate_estimates = {name: estimate(run) for name, run in self.rate_runs.items()}
+        for name, run in self.rate_runs.items():
+            estimates[name] = estimate(run)
         times = interleave(
-            {**runs, **self.rate_runs},
-            {**estimates, **rate_estimates},
-            self.arguments.repeats,
+            {**runs, **self.rate_runs}, estimates, self.arguments.repeats
         )
         rates = machine.rates({name: median(times[name]) for name in self.rate_runs})
         record["rates"] = rates
@@ -276,7 +279,9 @@ class _Bench:
             return {"status": "shared", "seconds": self.shared[key]}
         try:
             run = contender.build(case.inputs(), case.backward)
+            begin = time.perf_counter()
             results = run()
+            seconds = time.perf_counter() - begin
         except UnavailableError as reason:
             return _absent(str(reason))
         except Exception as error:
@@ -289,7 +294,10 @@ class _Bench:
                 "error": found,
                 "reason": f"wrong: off by {found:.2g}, allowed {case.tolerance:.2g}",
             }
-        return {"status": "measured", "error": found, "run": run}
+        # The first call may load or compile; of a long one it is the smaller part.
+        if seconds < _LONG_SECONDS or contender.compiled:
+            seconds = estimate(run)
+        return {"status": "measured", "error": found, "run": run, "estimate": seconds}
 
     def _remember(self, contender: Contender, case: Case, seconds: list[float]) -> None:
         if contender.share is not None and median(seconds) > _SHARED_SECONDS:
