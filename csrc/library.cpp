@@ -73,4 +73,32 @@ TORCH_LIBRARY(subquad, m) {
       "Tensor grad_bias, Tensor grad_key_bias, Tensor grad_relative_key, "
       "Tensor grad_summary_key, Tensor grad_summary_value, "
       "Tensor grad_summary_relative_key)");
+  m.def(
+      "window_attention_weights(Tensor query, Tensor key, Tensor lse, *, "
+      "SymInt block, SymInt left, SymInt right, bool causal=False, "
+      "SymInt query_offset=0, Tensor? query_position=None, "
+      "Tensor? lengths=None, Tensor? starts=None, "
+      "Tensor? query_lengths=None, Tensor? query_starts=None, "
+      "Tensor? order=None, Tensor? query_order=None, "
+      "Tensor? cu_seqlens=None, Tensor? query_cu_seqlens=None, "
+      "Tensor? bias=None, Tensor? key_bias=None, Tensor? relative_key=None, "
+      "float? scale=None) -> Tensor");
+  m.def(
+      "_window_attention_weights_forward(Tensor query, Tensor key, Tensor lse, "
+      "Tensor? bias, Tensor? key_bias, Tensor? relative_key, "
+      "SymInt block, SymInt left, SymInt right, bool causal, "
+      "SymInt query_offset, Tensor? query_position, "
+      "Tensor? query_spans, Tensor? key_spans, bool packed, "
+      "Tensor? query_order, Tensor? key_order, float scale) -> Tensor");
+  m.def(
+      "_window_attention_weights_backward(Tensor grad, Tensor weights, "
+      "Tensor query, Tensor key, Tensor lse, "
+      "Tensor? bias, Tensor? key_bias, Tensor? relative_key, "
+      "SymInt block, SymInt left, SymInt right, bool causal, "
+      "SymInt query_offset, Tensor? query_position, "
+      "Tensor? query_spans, Tensor? key_spans, bool packed, "
+      "Tensor? query_order, Tensor? key_order, float scale, "
+      "bool[6] output_mask) "
+      "-> (Tensor grad_query, Tensor grad_key, Tensor grad_lse, "
+      "Tensor grad_bias, Tensor grad_key_bias, Tensor grad_relative_key)");
 }

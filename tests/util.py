@@ -296,6 +296,15 @@ CASES = [
     _case("order-left-padding", (4, 3, 2), L=5, S=6, **_LEFT_PADDING),
     _case("order", (3, 1, 1), L=7, S=8, **_SCATTERED),
     _case(
+        "order-keys",
+        (4, 3, 2),
+        L=6,
+        S=8,
+        query_offset=2,
+        lengths=_SCATTERED["lengths"],
+        order=_SCATTERED["order"],
+    ),
+    _case(
         "order-position",
         (1, 2, 1),
         L=7,

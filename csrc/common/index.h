@@ -34,6 +34,15 @@ struct Span {
   int64_t length;
 };
 
+// Row of a [R, 2] table of spans; without a table every row is the whole axis.
+SUBQUAD_HOST_DEVICE inline Span row_span(
+    const int64_t* spans,
+    int64_t row,
+    int64_t length) {
+  return spans == nullptr ? Span{0, length}
+                          : Span{spans[2 * row], spans[2 * row + 1]};
+}
+
 struct Range {
   int64_t begin;
   int64_t end;

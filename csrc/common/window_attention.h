@@ -3,17 +3,11 @@
 #include <cstdint>
 
 #include "common/index.h"
+#include "common/strides.h"
 
 // What the CPU and the CUDA kernels of window attention are told. No tensor
 // appears here: sizes, strides in elements and untyped pointers.
 namespace subquad {
-
-// Element strides of a [B, H, L, D] tensor; its last axis is dense.
-struct Strides {
-  int64_t batch;
-  int64_t head;
-  int64_t row;
-};
 
 struct WindowAttentionParams {
   int64_t batch; // B; 1 when rows are packed
@@ -93,14 +87,6 @@ struct WindowAttentionGradients {
   void* grad_relative_key; // like relative_key
   void* grad_summary_relative_key; // like summary_relative_key
 };
-
-SUBQUAD_HOST_DEVICE inline Span row_span(
-    const int64_t* spans,
-    int64_t row,
-    int64_t length) {
-  return spans == nullptr ? Span{0, length}
-                          : Span{spans[2 * row], spans[2 * row + 1]};
-}
 
 // Position of query `index` (its place on the tensor's axis) in its row.
 SUBQUAD_HOST_DEVICE inline int64_t query_position(

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <ATen/OpMathType.h>
 #include <ATen/core/Tensor.h>
 #include <c10/util/Exception.h>
 
@@ -65,10 +66,8 @@ inline void check_same_dtype(
       tensor.scalar_type());
 }
 
-inline void check_index_dtype(
-    const char* op,
-    const char* name,
-    const at::Tensor& tensor) {
+inline void
+check_index_dtype(const char* op, const char* name, const at::Tensor& tensor) {
   TORCH_CHECK_TYPE(
       tensor.scalar_type() == at::kLong,
       op,
@@ -120,6 +119,44 @@ inline void check_floating_point(
       name,
       " must be float64, float32, bfloat16 or float16, got ",
       dtype);
+}
+
+// The log-sum-exp [B, H, L] that belongs to `tensor`, [B, H, L, D].
+inline void check_lse(
+    const char* op,
+    const char* name,
+    const at::Tensor& lse,
+    const char* tensor_name,
+    const at::Tensor& tensor) {
+  check_rank(op, name, lse, 3, "[B, H, L]");
+  const at::ScalarType dtype = at::toOpMathType(tensor.scalar_type());
+  TORCH_CHECK_TYPE(
+      lse.scalar_type() == dtype,
+      op,
+      ": ",
+      name,
+      " must be ",
+      dtype,
+      " where ",
+      tensor_name,
+      " is ",
+      tensor.scalar_type(),
+      ", got ",
+      lse.scalar_type());
+  TORCH_CHECK_VALUE(
+      lse.device() == tensor.device(),
+      op,
+      ": ",
+      name,
+      " must be on the device of ",
+      tensor_name,
+      ", ",
+      tensor.device(),
+      ", got ",
+      lse.device());
+  check_size(op, name, lse, 0, tensor.sym_size(0), "B");
+  check_size(op, name, lse, 1, tensor.sym_size(1), "H");
+  check_size(op, name, lse, 2, tensor.sym_size(2), "L");
 }
 
 } // namespace subquad

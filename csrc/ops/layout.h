@@ -3,7 +3,7 @@
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/empty.h>
 
-#include "common/window_attention.h"
+#include "common/strides.h"
 
 namespace subquad {
 

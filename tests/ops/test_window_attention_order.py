@@ -105,10 +105,12 @@ def test_sides_of_padding_agree(device):
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_spans_and_orders_of_the_same_rows_agree(case, device):
+def test_padded_part_of_an_order_is_not_read(case, device):
     """Only the first `length` entries of a row of an order are read."""
     arguments = case.arguments(device)
     for prefix in ("", "query_"):
+        if prefix + "order" not in arguments:
+            continue
         tail = arguments[prefix + "lengths"][:, None]
         order = arguments[prefix + "order"]
         rank = torch.arange(order.shape[1], device=device)

@@ -3,9 +3,8 @@
 
 #include "ops/checks.h"
 #include "ops/layout.h"
-#include "ops/rows.h"
+#include "ops/window_attention/cpu_arguments.h"
 #include "ops/window_attention/cpu_kernel.h"
-#include "ops/window_attention/signatures.h"
 
 namespace at::native {
 
@@ -20,74 +19,11 @@ namespace {
 
 constexpr const char* kOp = "window_attention";
 
-const void* data_or_null(const OptionalTensor& tensor) {
-  return tensor.has_value() ? tensor->const_data_ptr() : nullptr;
-}
-
-const int64_t* indices_or_null(const OptionalTensor& tensor) {
-  return tensor.has_value() ? tensor->const_data_ptr<int64_t>() : nullptr;
-}
-
-OptionalTensor dense(const OptionalTensor& tensor) {
-  return tensor.has_value() ? OptionalTensor(tensor->contiguous())
-                            : std::nullopt;
-}
-
-int64_t head_stride(const OptionalTensor& table) {
-  return table.has_value() && table->size(0) > 1 ? table->stride(0) : 0;
-}
-
-// Small tables and index vectors are made dense, rows that are not spans are
-// gathered; query, key, value and the summaries are read through their strides.
-struct DenseArguments {
-  WindowAttentionInputs inputs;
-  WindowAttentionOptions options;
-  Rows queries;
-  Rows keys;
-
-  DenseArguments(
-      const WindowAttentionInputs& given,
-      const WindowAttentionOptions& given_options)
-      : inputs(given),
-        options(given_options),
-        queries(
-            kOp,
-            "query",
-            options.query_spans,
-            options.query_order,
-            inputs.query.size(2)),
-        keys(
-            kOp,
-            "key",
-            options.key_spans,
-            options.key_order,
-            inputs.key.size(2)) {
-    inputs.query = queries.gather(inputs.query);
-    inputs.key = keys.gather(inputs.key);
-    inputs.value = keys.gather(inputs.value);
-    inputs.key_bias = keys.gather(inputs.key_bias);
-    if (queries.scattered() && options.query_position.has_value()) {
-      options.query_position = queries.gather(options.query_position->expand(
-          {inputs.query.size(0), inputs.query.size(2)}));
-    }
-    inputs.bias = dense(inputs.bias);
-    inputs.key_bias = dense(inputs.key_bias);
-    inputs.relative_key = dense(inputs.relative_key);
-    inputs.summary_relative_key = dense(inputs.summary_relative_key);
-    options.query_position = dense(options.query_position);
-    options.query_spans = queries.spans();
-    options.key_spans = keys.spans();
-    options.summary_lengths = dense(options.summary_lengths);
-    options.dropout_state = dense(options.dropout_state);
-  }
-};
-
 void check_values(const DenseArguments& arguments) {
   const auto& inputs = arguments.inputs;
   const auto& options = arguments.options;
   if (options.summary_lengths.has_value()) {
-    const int64_t* lengths =
-        options.summary_lengths->const_data_ptr<int64_t>();
+    const int64_t* lengths = options.summary_lengths->const_data_ptr<int64_t>();
     const int64_t summaries = inputs.summary_key->size(2);
     for (int64_t row = 0; row < options.summary_lengths->size(0); ++row) {
       TORCH_CHECK_VALUE(
@@ -107,68 +43,7 @@ WindowAttentionParams make_params(
     const DenseArguments& arguments,
     const at::Tensor& output,
     const at::Tensor& lse) {
-  const auto& inputs = arguments.inputs;
-  const auto& options = arguments.options;
-  const auto integer = [](const c10::SymInt& value) {
-    return value.guard_int(__FILE__, __LINE__);
-  };
-  WindowAttentionParams params{};
-  params.batch = inputs.query.size(0);
-  params.packed = options.packed;
-  params.rows =
-      options.packed ? options.key_spans->size(0) : inputs.query.size(0);
-  params.heads = inputs.query.size(1);
-  params.key_heads = inputs.key.size(1);
-  params.query_length = inputs.query.size(2);
-  params.key_length = inputs.key.size(2);
-  params.head_dim = inputs.query.size(3);
-  params.value_dim = inputs.value.size(3);
-  params.window = {
-      integer(options.block),
-      integer(options.left),
-      integer(options.right),
-      options.causal};
-  params.summary = {
-      integer(options.summary_offset),
-      integer(options.summary_block),
-      integer(options.summaries_per_block)};
-  params.scale = options.scale;
-  params.query_offset = integer(options.query_offset);
-  params.query_position = indices_or_null(options.query_position);
-  if (options.query_position.has_value() &&
-      options.query_position->dim() == 2) {
-    params.query_position_stride = options.query_position->stride(0);
-  }
-  params.query_spans = indices_or_null(options.query_spans);
-  params.key_spans = indices_or_null(options.key_spans);
-  params.summary_lengths = indices_or_null(options.summary_lengths);
-  params.dropout = options.dropout;
-  params.dropout_state =
-      options.dropout > 0.0 ? indices_or_null(options.dropout_state) : nullptr;
-  params.query = inputs.query.const_data_ptr();
-  params.query_stride = strides_of(inputs.query);
-  params.key = inputs.key.const_data_ptr();
-  params.key_stride = strides_of(inputs.key);
-  params.value = inputs.value.const_data_ptr();
-  params.value_stride = strides_of(inputs.value);
-  if (inputs.summary_key.has_value()) {
-    params.summaries = inputs.summary_key->size(2);
-    params.summary_key = inputs.summary_key->const_data_ptr();
-    params.summary_key_stride = strides_of(*inputs.summary_key);
-    params.summary_value = inputs.summary_value->const_data_ptr();
-    params.summary_value_stride = strides_of(*inputs.summary_value);
-  }
-  params.bias = data_or_null(inputs.bias);
-  params.bias_head_stride = head_stride(inputs.bias);
-  params.key_bias = data_or_null(inputs.key_bias);
-  params.relative_key = data_or_null(inputs.relative_key);
-  params.relative_key_head_stride = head_stride(inputs.relative_key);
-  if (inputs.summary_relative_key.has_value()) {
-    params.summary_relative_keys = inputs.summary_relative_key->size(1);
-  }
-  params.summary_relative_key = data_or_null(inputs.summary_relative_key);
-  params.summary_relative_key_head_stride =
-      head_stride(inputs.summary_relative_key);
+  WindowAttentionParams params = make_params(arguments);
   params.output = output.mutable_data_ptr();
   params.output_stride = strides_of(output);
   params.logsumexp = lse.mutable_data_ptr();
@@ -209,16 +84,24 @@ WindowAttentionGradientTensors backward_cpu(
   const DenseArguments arguments(inputs, options);
   const WindowAttentionGradientTensors result =
       empty_window_attention_gradients(inputs, output_mask);
-  auto [query, key, value, bias, key_bias, relative_key, summary_key,
-        summary_value, summary_relative_key] = result;
+  auto
+      [query,
+       key,
+       value,
+       bias,
+       key_bias,
+       relative_key,
+       summary_key,
+       summary_value,
+       summary_relative_key] = result;
   // Without queries nothing is computed and every gradient is zero.
   if (saved.output.numel() == 0) {
-    std::apply([](const auto&... gradient) { (gradient.zero_(), ...); }, result);
+    std::apply(
+        [](const auto&... gradient) { (gradient.zero_(), ...); }, result);
     return result;
   }
   // A gradient of lse alone comes without one of the output.
-  at::Tensor grad_output =
-      saved.grad_output.value_or(at::Tensor());
+  at::Tensor grad_output = saved.grad_output.value_or(at::Tensor());
   if (!grad_output.defined()) {
     grad_output = at::zeros_like(saved.output);
   }

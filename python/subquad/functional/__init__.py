@@ -10,11 +10,13 @@ from subquad.functional.window_attention import (
     window_attention,
     window_attention_with_lse,
 )
+from subquad.functional.window_attention_weights import window_attention_weights
 
 __all__ = [
     "mask_to_spans",
     "merge_attention",
     "projection",
     "window_attention",
+    "window_attention_weights",
     "window_attention_with_lse",
 ]
