@@ -7,6 +7,18 @@
 TORCH_LIBRARY(subquad, m) {
   m.def("mask_to_spans(Tensor mask) -> (Tensor lengths, Tensor order)");
   m.def(
+      "merge_attention(Tensor output_a, Tensor lse_a, Tensor output_b, "
+      "Tensor lse_b) -> (Tensor output, Tensor lse)");
+  m.def(
+      "_merge_attention_forward(Tensor output_a, Tensor lse_a, "
+      "Tensor output_b, Tensor lse_b) -> (Tensor output, Tensor lse)");
+  m.def(
+      "_merge_attention_backward(Tensor? grad_output, Tensor? grad_lse, "
+      "Tensor output_a, Tensor lse_a, Tensor output_b, Tensor lse_b, "
+      "bool[4] output_mask) "
+      "-> (Tensor grad_output_a, Tensor grad_lse_a, Tensor grad_output_b, "
+      "Tensor grad_lse_b)");
+  m.def(
       "window_attention(Tensor query, Tensor key, Tensor value, *, "
       "SymInt block, SymInt left, SymInt right, bool causal=False, "
       "SymInt query_offset=0, Tensor? query_position=None, "

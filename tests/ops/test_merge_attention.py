@@ -155,3 +155,117 @@ def test_errors(spoiled, exception, device):
             functional.merge_attention(**{k: v.to(where) for k, v in tensors.items()})
         texts.add(str(raised.value).splitlines()[0])
     assert len(texts) == 1
+
+
+@pytest.mark.parametrize("poison", [math.nan, math.inf])
+def test_a_side_that_saw_nothing_is_not_read(poison, device):
+    tensors = parts(torch.float32, device)
+    gradients = util.output_gradients(tensors["output_a"], tensors["lse_a"])
+    clean = util.results(functional.merge_attention, tensors, {}, gradients)
+    for side in ("a", "b"):
+        empty = tensors[f"lse_{side}"] == -math.inf
+        tensors[f"output_{side}"][empty] = poison
+    # No keys at all: nothing to pass a gradient to.
+    for gradient in gradients:
+        gradient[:, :, 3] = poison
+    found = util.results(functional.merge_attention, tensors, {}, gradients)
+    for name, result in found.items():
+        util.assert_same_bits(result, clean[name], name=name)
+    twin = util.results(reference.merge_attention, tensors, {}, gradients)
+    torch.testing.assert_close(found["output"], twin["output"])
+
+
+@pytest.mark.parametrize("dtype", util.DTYPES, ids=str)
+@pytest.mark.parametrize("M", [1, 5, 16, 67])
+def test_strides(dtype, M, device):
+    tensors = parts(dtype, device, M=M)
+    gradients = (
+        torch.ones((), device=device, dtype=dtype).expand(2, 2, 17, M),
+        torch.ones((), device=device, dtype=tensors["lse_a"].dtype).expand(2, 2, 17),
+    )
+    dense = tuple(x.contiguous() for x in gradients)
+    expected = util.results(functional.merge_attention, tensors, {}, dense)
+    strided = {
+        "output_a": tensors["output_a"].permute(2, 0, 1, 3).contiguous(),
+        "lse_a": tensors["lse_a"].permute(2, 0, 1).contiguous(),
+        "output_b": torch.cat([tensors["output_b"]] * 2, 3)[..., M:],
+        "lse_b": torch.stack([tensors["lse_b"]] * 2, 3)[..., 1],
+    }
+    for name in ("output_a", "lse_a"):
+        axes = range(3, strided[name].dim())
+        strided[name] = strided[name].permute(1, 2, 0, *axes)
+    actual = util.results(functional.merge_attention, strided, {}, gradients)
+    for name, result in actual.items():
+        util.assert_same_bits(result, expected[name], name=name)
+    # The axes lie in the order of those of output_a.
+    assert actual["output"].permute(2, 0, 1, 3).is_contiguous()
+
+
+@pytest.mark.parametrize(
+    ("name", "result"),
+    [
+        ("output_a", 0),
+        ("output_b", 0),
+        ("lse_a", 0),
+        ("lse_b", 0),
+        ("lse_a", 1),
+        ("lse_b", 1),
+    ],
+)
+def test_one_gradient_at_a_time(name, result, device):
+    tensors = parts(torch.float64, device)
+    x = tensors[name].requires_grad_()
+    outcomes = functional.merge_attention(**tensors)
+    twins = reference.merge_attention(**tensors)
+    seen = [torch.where(y.isfinite(), y, 0).square().sum() for y in outcomes]
+    wanted = [torch.where(y.isfinite(), y, 0).square().sum() for y in twins]
+    (grad,) = torch.autograd.grad(seen[result], x)
+    (expected,) = torch.autograd.grad(wanted[result], x)
+    torch.testing.assert_close(grad, expected)
+
+
+def test_autocast_keeps_the_dtype(device):
+    tensors = parts(torch.float32, device)
+    expected = functional.merge_attention(**tensors)
+    with torch.autocast(device, torch.bfloat16):
+        actual = functional.merge_attention(**tensors)
+        low = {**tensors, "output_b": tensors["output_b"].bfloat16()}
+        mixed = functional.merge_attention(**low)
+    for a, b in zip(actual, expected, strict=True):
+        util.assert_same_bits(a, b)
+    low["output_b"] = low["output_b"].float()
+    for a, b in zip(mixed, functional.merge_attention(**low), strict=True):
+        util.assert_same_bits(a, b)
+
+
+def test_errors_name_what_they_found(device):
+    tensors = parts(torch.float32, device)
+    for change, error, text in (
+        (
+            {"output_b": tensors["output_b"].double()},
+            TypeError,
+            "output_b must have the dtype of output_a, Float, got Double",
+        ),
+        (
+            {"output_b": tensors["output_b"][:1]},
+            ValueError,
+            "axis 0 of output_b must be B = 2, got 1",
+        ),
+        (
+            {"lse_b": tensors["lse_b"].bfloat16()},
+            TypeError,
+            "lse_b must be Float where output_a is Float, got BFloat16",
+        ),
+        (
+            {"output_a": tensors["output_a"].transpose(2, 3).mT[..., ::2]},
+            ValueError,
+            "axis 3 of output_b must be M = 3, got 5",
+        ),
+    ):
+        with pytest.raises(error, match="^merge_attention: " + text):
+            functional.merge_attention(**{**tensors, **change})
+    wide = {name: x.repeat_interleave(2, -1) for name, x in tensors.items()}
+    skipped = {name: x[..., ::2] for name, x in wide.items()}
+    text = "the last axis of output_a must be dense"
+    with pytest.raises(ValueError, match="^merge_attention: " + text):
+        functional.merge_attention(**skipped)

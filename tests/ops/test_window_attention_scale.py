@@ -207,6 +207,7 @@ def test_instruction_sets(level):
         "-m",
         "not cuda",
         str(folder / "test_window_attention.py"),
+        str(folder / "test_merge_attention.py"),
         "-k",
         "(test_parity and not float64 and not float16) or test_random_calls",
         ATEN_CPU_CAPABILITY=level,

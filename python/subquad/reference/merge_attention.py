@@ -9,6 +9,8 @@ def merge_attention(
 ) -> tuple[Tensor, Tensor]:
     """Reference of :func:`subquad.functional.merge_attention`."""
     empty = (lse_a == -torch.inf) & (lse_b == -torch.inf)
+    output_a = torch.where(lse_a[..., None] == -torch.inf, 0, output_a)
+    output_b = torch.where(lse_b[..., None] == -torch.inf, 0, output_b)
     lse_a = torch.where(empty, 0, lse_a)
     lse_b = torch.where(empty, 0, lse_b)
     lse = torch.logaddexp(lse_a, lse_b)
