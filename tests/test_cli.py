@@ -2,6 +2,7 @@
 
 import os
 import re
+import signal
 import subprocess
 import sys
 
@@ -10,6 +11,7 @@ import torch
 from safetensors.torch import save_file
 
 from subquad.cli import main
+from subquad.training.checkpoint import load
 
 TINY = (
     "--layers 1 --width 16 --heads 2 --context 32 --batch 2 --steps 3 "
@@ -97,7 +99,7 @@ def test_bad_text(capsys, tmp_path):
 def test_settings_that_the_mechanism_refuses(capsys, text, tmp_path):
     command = ("train", "lm", text, *TINY, "--out", tmp_path / "run")
     line = error_line(capsys, *command, "--heads", "3")
-    assert "divisible" in line or "multiple" in line
+    assert "num_heads" in line
     line = error_line(capsys, *command, "--window-size", "0")
     assert "window_size" in line
 
@@ -105,6 +107,15 @@ def test_settings_that_the_mechanism_refuses(capsys, text, tmp_path):
 def test_an_unwritable_folder(capsys, text):
     line = error_line(capsys, "train", "lm", text, *TINY, "--out", text / "run")
     assert "cannot create: Not a directory" in line
+
+
+def test_a_run_prints_its_result(text, tmp_path, capsys):
+    folder = tmp_path / "run"
+    assert main(["train", "lm", str(text), *TINY, "--out", str(folder)]) == 0
+    out, err = capsys.readouterr()
+    assert [line.split()[0] for line in err.splitlines()] == ["local:"] * 2
+    assert out.splitlines()[1].split()[0] == "local"
+    assert out.endswith(f"subquad generate {folder}\n")
 
 
 def test_bad_checkpoints(capsys, trained, tmp_path):
@@ -170,6 +181,29 @@ def test_without_arguments_two_mechanisms_are_compared(tmp_path):
         assert f"\n{name}:\n  | The " in result.stdout
 
 
+def test_interrupting_a_comparison_ends_it(tmp_path):
+    out = tmp_path / "both"
+    command = ["train", "lm", *TINY, "--steps", "1000000", "--out", str(out)]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "subquad", *command],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    for line in process.stderr:
+        if "step 2," in line:  # the first run trains, and has a checkpoint
+            break
+    os.killpg(process.pid, signal.SIGINT)  # as Ctrl-C does
+    output, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert output == ""
+    assert "Traceback" not in errors
+    assert f"to go on: subquad train lm --resume {out / 'local'}" in errors
+    assert load(out / "local").metadata["state"]["step"] >= 2
+    assert not (out / "softmax").exists()
+
+
 def test_a_failure_in_a_comparison_is_told_once(tmp_path):
     result = run("train", "lm", *TINY, "--heads", "3", "--out", tmp_path / "both")
     assert result.returncode == 2
@@ -183,6 +217,11 @@ def test_a_closed_pipe_is_no_error(trained):
     result = subprocess.run(["bash", "-c", command], capture_output=True, check=False)
     assert len(result.stdout) == 9
     assert result.stderr == b""
+
+
+def test_info(capsys):
+    assert main(["info"]) == 0
+    assert torch.__version__ in capsys.readouterr().out
 
 
 def test_help(capsys):

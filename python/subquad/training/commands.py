@@ -11,13 +11,13 @@ from typing import Any
 
 from subquad.nn import get_mechanism, mechanisms
 from subquad.training.checkpoint import Checkpoint, load
-from subquad.training.compare import compare
+from subquad.training.compare import compare, table
 from subquad.training.config import ModelConfig, RunConfig
 from subquad.training.errors import CommandError
 from subquad.training.generate import continue_text
 from subquad.training.lm import saved_config, train
 from subquad.training.options import Parser, add_settings
-from subquad.training.processes import launched, processes
+from subquad.training.processes import first, launched, processes
 
 # What the command compares when it is told neither a text nor a mechanism.
 _COMPARED = "local,softmax"
@@ -118,7 +118,7 @@ def train_lm(argv: Sequence[str]) -> int:
     except ValueError as error:
         raise CommandError(str(error)) from None
     if len(configs) == 1:
-        return _exit_code(train(configs[0], run))
+        return _finish(train(configs[0], run), run)
     if launched():
         raise CommandError(
             f"--attention: several processes train one mechanism, got {names}"
@@ -149,11 +149,16 @@ def _resume(
         run = RunConfig(**{**running, "out": out})
     except ValueError as error:
         raise CommandError(str(error)) from None
-    return _exit_code(train(config, run, checkpoint))
+    return _finish(train(config, run, checkpoint), run)
 
 
-def _exit_code(end: Mapping[str, Any]) -> int:
-    return 128 + int(end["signal"]) if end["signal"] else 0
+def _finish(end: Mapping[str, Any], run: RunConfig) -> int:
+    """Print the result of one run and return the exit code."""
+    if end["signal"]:
+        return 128 + int(end["signal"])
+    if first():
+        print(f"{table([end])}\n\nsubquad generate {run.out}")
+    return 0
 
 
 def _first_look(argv: Sequence[str]) -> tuple[str | None, str | None]:

@@ -82,7 +82,7 @@ class ModelConfig(_Settings):
     valid_tokens: int = _setting(
         0, "tokens at the end kept for validation; 0: 5%%, at most 131072", least=0
     )
-    batch: int = _setting(4, "windows per step, over all processes", least=1)
+    batch: int = _setting(1, "windows per step, over all processes", least=1)
     steps: int = _setting(300, "training steps", least=1)
     lr: float = _setting(3e-3, "highest learning rate", above=0)
     warmup: int = _setting(30, "steps of rising learning rate", least=0)

@@ -370,6 +370,11 @@ class Trainer:
                 "signal": 0 if stop == _OUT_OF_TIME else stop,
             }
             log.write("end", self.step, **end)
+        if end["signal"]:
+            self._tell(
+                f"stopped at step {self.step}; to go on: "
+                f"subquad train lm --resume {self.folder}"
+            )
         return {"step": self.step, **end}
 
     def _train_step(self, model: nn.Module) -> None:
@@ -420,13 +425,10 @@ class Trainer:
             bits_per_character=self.valid_bits,
             tokens_per_second=self._speed(),
         )
-        if self.ranks.rank == 0:
-            tqdm.write(
-                f"{self.config.attention}: step {self.step}, "
-                f"{self.valid_bits:.3f} bits per character, "
-                f"{self._speed():,.0f} tokens/s",
-                file=sys.stderr,
-            )
+        self._tell(
+            f"step {self.step}, {self.valid_bits:.3f} bits per character, "
+            f"{self._speed():,.0f} tokens/s"
+        )
         improved = self.best is None or self.valid_bits < self.best
         if improved:
             self.best = self.valid_bits
@@ -434,6 +436,10 @@ class Trainer:
         if improved and self.ranks.rank == 0:
             path = self.folder / "best.safetensors"
             save(path, self._model_tensors(), self._metadata())
+
+    def _tell(self, message: str) -> None:
+        if self.ranks.rank == 0:
+            tqdm.write(f"{self.config.attention}: {message}", file=sys.stderr)
 
     def _pause(self) -> None:
         """Add the time since the last mark to the training time."""
