@@ -429,6 +429,34 @@ LARGE_CASES = [
         D=32,
         query_position=[t * 200 // 90 for t in range(90)],
     ),
+    # Sequences of several segments, windows and summaries of several chunks.
+    _case("long-sliding", (1, 16, 8), B=1, L=2311, bias=2, relative_key=1),
+    _case("long-causal", (1, 31, 0), B=1, H=2, Hkv=1, L=1801, causal=True, C=70),
+    _case("long-block", (16, 16, 16), B=1, L=2200, starts=[37], lengths=[2001]),
+    _case("long-packed", (8, 8, 0), B=1, L=1900, cu_seqlens=[0, 3, 1300, 1301, 1890]),
+    _case("wide-window", (1, 600, 0), B=1, H=1, L=650, causal=True, key_bias=True),
+    _case("many-keys", (1, 3000, 3000), L=5, S=1501, D=16, lengths=[1501, 1100]),
+    _case(
+        "many-summaries",
+        (8, 8, 8),
+        B=1,
+        H=1,
+        L=49,
+        C=1203,
+        summary_block=16,
+        summary_offset=100,
+        summaries_per_block=400,
+        **_DROPOUT,
+    ),
+    _case("few-of-many", (4, 20, 20), B=1, L=33, S=2500, query_offset=1700),
+    _case(
+        "shuffled-positions",
+        (1, 40, 40),
+        B=1,
+        L=613,
+        S=1300,
+        query_position=[t * 997 % 1300 for t in range(613)],
+    ),
 ]
 
 

@@ -157,8 +157,36 @@ def test_no_leak_in_other_dtypes(case, dtype, device):
 )
 @pytest.mark.parametrize("case", util.LARGE_CASES, ids=str)
 def test_no_leak_between_tiles(case, dtype, poison, device):
-    cuts = [*random.Random(0).sample(range(1, case.L), 3), 64]
+    cuts = [*random.Random(0).sample(range(1, case.L), 3), 64, 512]
     check_cuts(case, dtype, device, cuts, [poison])
+
+
+def check_single_tokens(case, dtype, device, kinds, poisons):
+    """Poison a few queries, keys or summaries (as ``kinds`` says) among good ones."""
+    tensors, arguments = case.tensors(dtype, device), case.arguments(device)
+    gradients = gradients_for(tensors, arguments)
+    clean = util.results(op, tensors, arguments, gradients)
+    generator = torch.Generator().manual_seed(0)
+    for poison in poisons:
+        bad = []
+        for mask, kind in zip(none_of(case), kinds, strict=True):
+            chance = kind * min(0.2, 2 / max(mask.shape[1], 1))
+            bad.append(torch.rand(mask.shape, generator=generator) < chance)
+        worse = poisoned(tensors, gradients, poison, *bad)
+        actual = util.results(op, worse[0], arguments, worse[1])
+        assert_untouched(actual, clean, *Sight.of(case.name).touched(*bad))
+
+
+@pytest.mark.parametrize("kinds", [(1, 0, 0), (0, 1, 0), (0, 0, 1)], ids=str)
+@pytest.mark.parametrize("case", util.CASES, ids=str)
+def test_no_leak_from_single_tokens(case, kinds, device):
+    check_single_tokens(case, torch.float32, device, kinds, POISONS.values())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("case", util.LARGE_CASES, ids=str)
+def test_no_leak_from_single_tokens_in_tiles(case, dtype, device):
+    check_single_tokens(case, dtype, device, (1, 1, 1), [math.nan, math.inf])
 
 
 @pytest.mark.parametrize("case", util.CASES, ids=str)
