@@ -93,6 +93,7 @@ def test_bad_text(capsys, tmp_path):
     assert "not utf-8 text" in error_line(capsys, *command)
     path.write_text("short")
     assert "too short: 5 tokens" in error_line(capsys, *command)
+    assert not (tmp_path / "run").exists()
     assert "Is a directory" in error_line(capsys, "train", "lm", tmp_path, *TINY)
 
 

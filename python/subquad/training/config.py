@@ -83,7 +83,7 @@ class ModelConfig(_Settings):
         0, "tokens at the end kept for validation; 0: 5%%, at most 131072", least=0
     )
     batch: int = _setting(1, "windows per step, over all processes", least=1)
-    steps: int = _setting(300, "training steps", least=1)
+    steps: int = _setting(250, "training steps", least=1)
     lr: float = _setting(3e-3, "highest learning rate", above=0)
     warmup: int = _setting(30, "steps of rising learning rate", least=0)
     weight_decay: float = _setting(0.1, "AdamW's decay of the matrices", least=0)

@@ -501,9 +501,10 @@ def train(
             f"{folder}: has a checkpoint; continue it with --resume {folder}, "
             "or give another --out"
         )
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise CommandError(f"{folder}: cannot create: {error.strerror}") from None
     with processes(run.device) as ranks:
-        return Trainer(config, run, ranks, checkpoint).train()
+        trainer = Trainer(config, run, ranks, checkpoint)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise CommandError(f"{folder}: cannot create: {error.strerror}") from None
+        return trainer.train()
