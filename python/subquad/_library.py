@@ -70,7 +70,7 @@ def load() -> None:
     check(build_info(), torch.__version__)
     path = library_path()
     try:
-        torch.ops.load_library(str(path))
+        torch.ops.load_library(str(path))  # type: ignore[no-untyped-call]
     except OSError as error:
         raise ImportError(
             f"subquad: cannot load {path}: {error}. Reinstall subquad with the torch "
