@@ -80,13 +80,14 @@ SUBQUAD_HOST_DEVICE inline int64_t window_origin(
   return block_begin(position, rule) - rule.left;
 }
 
-// Keys that a query at `position` sees in a row of `length` keys. An empty
-// range is returned as [x, x) with 0 <= x <= length, so that unions stay tight.
-SUBQUAD_HOST_DEVICE inline Range window_keys(
+// Keys that a query at `position`, in the block that begins at `first`, sees in
+// a row of `length` keys. An empty range is returned as [x, x) with
+// 0 <= x <= length, so that unions stay tight.
+SUBQUAD_HOST_DEVICE inline Range block_keys(
     int64_t position,
+    int64_t first,
     const WindowRule& rule,
     int64_t length) {
-  const int64_t first = block_begin(position, rule);
   int64_t end = first + rule.block + rule.right;
   if (rule.causal) {
     end = min_index(end, position + 1);
@@ -94,6 +95,13 @@ SUBQUAD_HOST_DEVICE inline Range window_keys(
   end = max_index(min_index(end, length), 0);
   const int64_t begin = max_index(first - rule.left, 0);
   return {min_index(begin, end), end};
+}
+
+SUBQUAD_HOST_DEVICE inline Range window_keys(
+    int64_t position,
+    const WindowRule& rule,
+    int64_t length) {
+  return block_keys(position, block_begin(position, rule), rule, length);
 }
 
 // Summaries are vectors that stand for many tokens (landmarks, pooled chunks).

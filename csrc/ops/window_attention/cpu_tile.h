@@ -49,6 +49,30 @@ inline int64_t size_of(const Range& range) {
   return max_index(range.end - range.begin, 0);
 }
 
+// What query `index` sees, given the begin of the last query's block, which is
+// updated: consecutive positions need no division.
+inline Sight next_sight(
+    const WindowAttentionParams& params,
+    const HeadRow& at,
+    int64_t index,
+    int64_t& first) {
+  const WindowRule& rule = params.window;
+  const int64_t position =
+      query_position(params, at.batch, at.queries.start, index);
+  if (position == first + rule.block) {
+    first = position;
+  } else if (position < first || position > first + rule.block) {
+    first = block_begin(position, rule);
+  }
+  return {
+      position - first,
+      first - rule.left,
+      block_keys(position, first, rule, at.keys.length),
+      at.summaries == 0
+          ? 0
+          : summary_limit(position, params.summary, at.summaries)};
+}
+
 // A query joins the group before it while the union of their windows stays
 // close to the longest of them: a sliding window moves a little with each query,
 // the window of the next block is another group's.
@@ -64,8 +88,10 @@ inline void plan_tile(
   tile.keys = {0, 0};
   tile.limit = 0;
   int64_t longest = 0;
+  int64_t first = 0;
   for (int64_t i = 0; i < count; ++i) {
-    const Sight& sight = tile.sight[i] = sight_of(params, at, begin + i);
+    const Sight& sight = tile.sight[i] =
+        next_sight(params, at, begin + i, first);
     tile.keys = unite(tile.keys, sight.keys);
     tile.limit = max_index(tile.limit, sight.limit);
     Group* group = tile.groups > 0 ? &tile.group[tile.groups - 1] : nullptr;
