@@ -7,7 +7,9 @@
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/library.h>
 
+#include <algorithm>
 #include <array>
+#include <numeric>
 #include <tuple>
 
 #include "ops/checks.h"
@@ -70,7 +72,38 @@ void check_projection(
   }
 }
 
+std::vector<int64_t> memory_order(const at::Tensor& tensor) {
+  std::vector<int64_t> order(tensor.dim());
+  std::iota(order.begin(), order.end(), 0);
+  std::stable_sort(order.begin(), order.end() - 1, [&](int64_t a, int64_t b) {
+    return tensor.sym_stride(a)
+        .sym_gt(tensor.sym_stride(b))
+        .guard_or_false(__FILE__, __LINE__);
+  });
+  return order;
+}
+
+std::vector<int64_t> inverse_permutation(const std::vector<int64_t>& order) {
+  std::vector<int64_t> inverse(order.size());
+  for (size_t i = 0; i < order.size(); ++i) {
+    inverse[order[i]] = static_cast<int64_t>(i);
+  }
+  return inverse;
+}
+
 namespace {
+
+// [..., width] with the leading axes of `like`.
+at::Tensor empty_rows(const at::Tensor& like, const c10::SymInt& width) {
+  const std::vector<int64_t> order = memory_order(like);
+  std::vector<c10::SymInt> sizes;
+  for (const int64_t axis : order) {
+    sizes.push_back(like.sym_size(axis));
+  }
+  sizes.back() = width;
+  return at::empty_symint(sizes, like.options())
+      .permute(inverse_permutation(order));
+}
 
 at::Tensor forward_meta(
     const at::Tensor& input,
@@ -78,9 +111,7 @@ at::Tensor forward_meta(
     const OptionalTensor& bias,
     std::optional<bool> /* onednn */) {
   check_projection(input, weight, bias);
-  auto sizes = input.sym_sizes().vec();
-  sizes.back() = weight.sym_size(0);
-  return at::empty_symint(sizes, input.options());
+  return empty_rows(input, weight.sym_size(0));
 }
 
 Gradients backward_meta(
@@ -93,9 +124,7 @@ Gradients backward_meta(
   const c10::SymInt outputs = grad_output.sym_size(-1);
   Gradients gradients;
   if (output_mask[0]) {
-    auto sizes = grad_output.sym_sizes().vec();
-    sizes.back() = weight->sym_size(1);
-    std::get<0>(gradients) = at::empty_symint(sizes, options);
+    std::get<0>(gradients) = empty_rows(grad_output, weight->sym_size(1));
   }
   if (output_mask[1]) {
     std::get<1>(gradients) =
@@ -196,7 +225,8 @@ TORCH_LIBRARY_IMPL(subquad, Autograd, m) {
   m.impl(
       "_projection_forward", torch::autograd::autogradNotImplementedFallback());
   m.impl(
-      "_projection_backward", torch::autograd::autogradNotImplementedFallback());
+      "_projection_backward",
+      torch::autograd::autogradNotImplementedFallback());
 }
 
 TORCH_LIBRARY_IMPL(subquad, AutocastCPU, m) {

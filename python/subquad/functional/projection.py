@@ -12,16 +12,17 @@ def projection(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     one is used.
 
     Args:
-        x: ``[..., I]``.
+        x: ``[..., I]``, any number of leading axes in any layout.
         weight: ``[O, I]``.
         bias: ``[O]``.
 
     Returns:
-        ``[..., O]``.
+        ``[..., O]``; its leading axes lie in memory in the order of those of ``x``,
+        so neither a transposed ``x`` nor what reads the result costs a copy.
 
     Raises:
         ValueError: A shape is wrong.
-        TypeError: A dtype is wrong.
+        TypeError: The dtypes are not one of float64, float32, bfloat16 and float16.
 
     Example:
         >>> import torch

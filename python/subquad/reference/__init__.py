@@ -7,6 +7,7 @@ differentiable to any order, and usable under ``torch.func``. Slow.
 from subquad.reference.mask_to_spans import mask_to_spans
 from subquad.reference.merge_attention import merge_attention
 from subquad.reference.philox import keep_mask, philox
+from subquad.reference.projection import projection
 from subquad.reference.window_attention import (
     window_attention,
     window_attention_weights,
@@ -18,6 +19,7 @@ __all__ = [
     "mask_to_spans",
     "merge_attention",
     "philox",
+    "projection",
     "window_attention",
     "window_attention_weights",
     "window_attention_with_lse",
