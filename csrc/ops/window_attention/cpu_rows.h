@@ -5,7 +5,6 @@
 #include <cmath>
 #include <limits>
 
-#include "common/philox.h"
 #include "common/window_attention.h"
 
 // Row-exact access to window attention: each query over exactly what it sees.
@@ -145,58 +144,6 @@ void logits_of(
     }
     *logits++ = logit;
   }
-}
-
-// The factor that dropout puts on weight `n` of a query's keys and summaries.
-template <typename acc_t>
-acc_t dropout_factor(
-    const WindowAttentionParams& params,
-    const HeadRow& at,
-    const Sight& sight,
-    int64_t index,
-    int64_t n) {
-  if (params.dropout_state == nullptr) {
-    return 1;
-  }
-  const int64_t window = sight.keys.end - sight.keys.begin;
-  const int64_t column = n < window
-      ? at.keys.start + sight.keys.begin + n
-      : params.key_length + n - window;
-  const Dropout dropout{
-      params.dropout,
-      static_cast<uint64_t>(params.dropout_state[0]),
-      static_cast<uint64_t>(params.dropout_state[1])};
-  return dropout.keep(
-             weight_index(params, at.batch, at.head, index, column))
-      ? static_cast<acc_t>(1.0 / (1.0 - params.dropout))
-      : acc_t(0);
-}
-
-// The value of key or summary `n` of a query.
-template <typename scalar_t>
-const scalar_t* value_of(
-    const WindowAttentionParams& params,
-    const HeadRow& at,
-    const Sight& sight,
-    int64_t n) {
-  const int64_t window = sight.keys.end - sight.keys.begin;
-  return n < window ? vector_at<scalar_t>(
-                          params.value,
-                          params.value_stride,
-                          at.batch,
-                          at.key_head,
-                          at.keys.start + sight.keys.begin + n)
-                    : vector_at<scalar_t>(
-                          params.summary_value,
-                          params.summary_value_stride,
-                          at.row,
-                          at.key_head,
-                          n - window);
-}
-
-inline int64_t most_logits(const WindowAttentionParams& params) {
-  return min_index(params.key_length, window_slots(params.window)) +
-      params.summaries;
 }
 
 } // namespace
