@@ -45,8 +45,7 @@ struct PhiloxLanes {
     return _mm512_xor_si512(a, b);
   }
   static Vector join(Vector low, Vector high) {
-    return _mm512_mask_blend_epi32(
-        0xAAAA, low, _mm512_slli_epi64(high, 32));
+    return _mm512_mask_blend_epi32(0xAAAA, low, _mm512_slli_epi64(high, 32));
   }
   static void store(uint32_t* target, Vector words01, Vector words23) {
     _mm512_storeu_si512(target, _mm512_unpacklo_epi64(words01, words23));
@@ -88,10 +87,8 @@ struct PhiloxLanes {
 #endif
 
 // The words of `kPhiloxCounters` counters from `first` on, in their order.
-inline void philox_words(
-    const Dropout& dropout,
-    uint64_t first,
-    uint32_t* words) {
+inline void
+philox_words(const Dropout& dropout, uint64_t first, uint32_t* words) {
   using Lanes = PhiloxLanes;
   using Vector = Lanes::Vector;
   const Vector factor0 = Lanes::all(0xD2511F53);
@@ -123,13 +120,11 @@ inline void philox_words(
 
 #else
 
-inline void philox_words(
-    const Dropout& dropout,
-    uint64_t first,
-    uint32_t* words) {
+inline void
+philox_words(const Dropout& dropout, uint64_t first, uint32_t* words) {
   for (int64_t k = 0; k < kPhiloxCounters; ++k) {
-    const PhiloxWords some = philox(
-        dropout.seed, dropout.offset, first + static_cast<uint64_t>(k));
+    const PhiloxWords some =
+        philox(dropout.seed, dropout.offset, first + static_cast<uint64_t>(k));
     for (int64_t w = 0; w < 4; ++w) {
       words[4 * k + w] = some.word[w];
     }
@@ -148,8 +143,7 @@ inline void drop_weights(
     acc_t* weights) {
   // A word above this is kept; exact, as scaling by 2^32 is.
   const auto bound = static_cast<uint32_t>(
-      static_cast<uint64_t>(std::ceil(dropout.probability * 4294967296.0)) -
-      1);
+      static_cast<uint64_t>(std::ceil(dropout.probability * 4294967296.0)) - 1);
   constexpr int64_t kWords = 4 * kPhiloxCounters;
   for (int64_t i = -static_cast<int64_t>(first % 4); i < count; i += kWords) {
     uint32_t words[kWords];

@@ -36,6 +36,19 @@ constexpr int64_t kTileRows = 6;
 #endif
 constexpr int64_t kTileVectors = 2;
 
+// Asks for `bytes` of memory that will be read soon.
+inline void prefetch(const void* data, int64_t bytes) {
+#if defined(__GNUC__)
+  constexpr int64_t kCacheLine = 64;
+  for (int64_t i = 0; i < bytes; i += kCacheLine) {
+    __builtin_prefetch(static_cast<const char*>(data) + i);
+  }
+#else
+  static_cast<void>(data);
+  static_cast<void>(bytes);
+#endif
+}
+
 template <typename acc_t>
 int64_t round_to_lanes(int64_t count) {
   return ceil_divide(count, kLanes<acc_t>) * kLanes<acc_t>;
@@ -225,8 +238,7 @@ inline Vec<float> exponential(const Vec<float>& x) {
   y = at::vec::fmadd(y, r, Vec<float>(0.999999701977f));
   y = at::vec::fmadd(y, r, Vec<float>(1.0f));
   // n >= -127 here, and a biased exponent of 0 makes the factor 0.
-  const auto power =
-      at::vec::cast<int32_t>(shifted) << Vec<int32_t>(23);
+  const auto power = at::vec::cast<int32_t>(shifted) << Vec<int32_t>(23);
   return y * at::vec::cast<float>(power);
 }
 

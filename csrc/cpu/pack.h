@@ -68,7 +68,8 @@ inline Vec<acc_t> load_vector(const scalar_t* source) {
 }
 
 template <typename scalar_t, typename acc_t>
-inline void store_partial(scalar_t* target, const Vec<acc_t>& x, int64_t count) {
+inline void
+store_partial(scalar_t* target, const Vec<acc_t>& x, int64_t count) {
   if constexpr (std::is_same_v<scalar_t, acc_t>) {
     x.store(target, count);
   } else {
@@ -125,33 +126,22 @@ inline void add_row(const scalar_t* source, int64_t count, acc_t* target) {
 
 // Whether no element of [rows, count] is NaN or infinite.
 template <typename acc_t>
-inline bool all_finite(
-    const acc_t* data,
-    int64_t row_stride,
-    int64_t rows,
-    int64_t count) {
+inline bool
+all_finite(const acc_t* data, int64_t row_stride, int64_t rows, int64_t count) {
   const Vec<acc_t> zero(acc_t(0));
-  // Several sums, to hide the latency of an addition.
-  Vec<acc_t> sum[4] = {zero, zero, zero, zero};
+  Vec<acc_t> sum(acc_t(0));
   acc_t rest = 0;
   for (int64_t r = 0; r < rows; ++r) {
     const acc_t* row = data + r * row_stride;
     int64_t i = 0;
-    for (; i + 4 * kLanes<acc_t> <= count; i += 4 * kLanes<acc_t>) {
-      SUBQUAD_UNROLL
-      for (int64_t s = 0; s < 4; ++s) {
-        sum[s] = at::vec::fmadd(
-            Vec<acc_t>::loadu(row + i + s * kLanes<acc_t>), zero, sum[s]);
-      }
-    }
     for (; i + kLanes<acc_t> <= count; i += kLanes<acc_t>) {
-      sum[0] = at::vec::fmadd(Vec<acc_t>::loadu(row + i), zero, sum[0]);
+      sum = at::vec::fmadd(Vec<acc_t>::loadu(row + i), zero, sum);
     }
     for (; i < count; ++i) {
       rest += row[i] * acc_t(0);
     }
   }
-  return rest + reduce_sum((sum[0] + sum[1]) + (sum[2] + sum[3])) == 0;
+  return rest + reduce_sum(sum) == 0;
 }
 
 // Packed rows: target[r][i] = source[r][i], `stride` elements from row to row
@@ -213,6 +203,7 @@ class MovingPack {
  public:
   using acc_t = at::opmath_type<scalar_t>;
   static constexpr int64_t kUnit = kLanes<acc_t>;
+  static constexpr int64_t kAhead = 2; // units
 
   // For ranges of up to `rows` rows (at any place) of `count` elements.
   MovingPack(int64_t rows, int64_t count)
@@ -273,6 +264,14 @@ class MovingPack {
     const int64_t begin = index * kUnit;
     const int64_t rows = min_index(rows_ - begin, kUnit);
     const scalar_t* source = source_ + begin * row_stride_;
+    // What a sliding window will want next; rows of a projection seen as heads
+    // lie too far apart for the hardware to foresee.
+    const int64_t ahead = begin + kAhead * kUnit;
+    for (int64_t r = ahead; r < min_index(ahead + kUnit, rows_); ++r) {
+      prefetch(
+          source_ + r * row_stride_,
+          count_ * static_cast<int64_t>(sizeof(scalar_t)));
+    }
     if constexpr (transposed) {
       pack_panel(source, row_stride_, rows, count_, unit(index));
     } else {
@@ -289,7 +288,7 @@ class MovingPack {
   const scalar_t* source_ = nullptr;
   int64_t row_stride_ = 0;
   int64_t rows_ = 0;
-  int64_t base_ = 0; // the unit at the start of the scratch memory
+  int64_t base_ = 0;  // the unit at the start of the scratch memory
   int64_t begin_ = 0; // packed units [begin, end)
   int64_t end_ = 0;
 };

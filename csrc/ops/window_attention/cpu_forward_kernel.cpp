@@ -50,12 +50,12 @@ inline int64_t most_tile_keys(const WindowAttentionParams& params) {
 
 // One worker's scratch memory and its walk over tiles.
 //
-// A tile's queries are copied once, scaled. For every chunk of the keys that the
-// tile sees, each group of its queries computes the logits of its own range of
-// keys by register tiles over packed panels, makes weights of them with the
-// online softmax, and adds its product with the packed values. The summaries are
-// further chunks of the same softmax. Groups compute on whole panels and the
-// union of their queries' windows; weights outside a query's own window are
+// A tile's queries are copied once, scaled. For every chunk of the keys that
+// the tile sees, each group of its queries computes the logits of its own range
+// of keys by register tiles over packed panels, makes weights of them with the
+// online softmax, and adds its product with the packed values. The summaries
+// are further chunks of the same softmax. Groups compute on whole panels and
+// the union of their queries' windows; weights outside a query's own window are
 // exactly zero.
 template <typename scalar_t>
 class Forward {
@@ -119,7 +119,7 @@ class Forward {
     int64_t key_stride = 0;
     const scalar_t* value = nullptr; // [keys, M]
     int64_t value_stride = 0;
-    MovingPack<scalar_t, true> keys; // [D][lanes] panels
+    MovingPack<scalar_t, true> keys;    // [D][lanes] panels
     MovingPack<scalar_t, false> values; // [keys][M]
 
     // Relative keys; row `origin` + n of a query belongs to its key n.
@@ -133,8 +133,8 @@ class Forward {
   // What a query sees of a part; j counts the part's keys.
   struct Row {
     Range seen;
-    int64_t origin; // row j - origin of the relative table belongs to j
-    int64_t column; // weight column + j, for dropout
+    int64_t origin;       // row j - origin of the relative table belongs to j
+    int64_t column;       // weight column + j, for dropout
     const scalar_t* bias; // at j = 0, or null
     const scalar_t* key_bias; // at j = 0, or null
   };
@@ -197,10 +197,7 @@ class Forward {
           static_cast<const scalar_t*>(params_.summary_relative_key) +
           at.head * params_.summary_relative_key_head_stride;
       set_relative(
-          summary_,
-          table + (params_.summaries - 1) * D,
-          -D,
-          params_.summaries);
+          summary_, table + (params_.summaries - 1) * D, -D, params_.summaries);
     }
   }
 
@@ -244,7 +241,11 @@ class Forward {
 
   void load_queries() {
     const scalar_t* query = vector_at<scalar_t>(
-        params_.query, params_.query_stride, at_->batch, at_->head, tile_.begin);
+        params_.query,
+        params_.query_stride,
+        at_->batch,
+        at_->head,
+        tile_.begin);
     pack_rows(
         query,
         params_.query_stride.row,
@@ -261,6 +262,19 @@ class Forward {
           params_.head_dim,
           unscaled_.get(),
           head_dim_);
+    }
+  }
+
+  // The next tile's queries, a group at a time.
+  void prefetch_queries(const Group& group) const {
+    const int64_t begin = tile_.begin + tile_.count + group.begin;
+    const int64_t end = min_index(
+        begin + group.count, at_->queries.start + at_->queries.length);
+    for (int64_t i = begin; i < end; ++i) {
+      prefetch(
+          vector_at<scalar_t>(
+              params_.query, params_.query_stride, at_->batch, at_->head, i),
+          params_.head_dim * static_cast<int64_t>(sizeof(scalar_t)));
     }
   }
 
@@ -306,17 +320,19 @@ class Forward {
       if (used.empty()) {
         continue;
       }
-      if (!direct_) {
-        part.keys.cover(used.begin, used.end);
-      }
-      if (!values_in_place()) {
-        part.values.cover(used.begin, used.end);
-      }
       for (int64_t g = 0; g < tile_.groups; ++g) {
         const Range range = intersect(keys_of(part, tile_.group[g]), chunk);
-        if (!range.empty()) {
-          attend(part, g, range);
+        if (range.empty()) {
+          continue;
         }
+        // Packed when first needed, so that reading spreads over the work.
+        if (!direct_) {
+          part.keys.cover(used.begin, range.end);
+        }
+        if (!values_in_place()) {
+          part.values.cover(used.begin, range.end);
+        }
+        attend(part, g, range);
       }
     }
   }
@@ -332,6 +348,9 @@ class Forward {
     const int64_t first = range.begin / kLane * kLane;
     const int64_t vectors = ceil_divide(range.end - first, kLane);
     const bool accumulate = started_[g];
+    if (!accumulate) {
+      prefetch_queries(group);
+    }
     started_[g] = true;
     if (direct_) {
       for (int64_t r = 0; r < group.count; ++r) {
@@ -622,8 +641,7 @@ class Forward {
       std::copy_n(before_.get(), size, output);
     }
     for (int64_t r = 0; r < group.count; ++r) {
-      product(
-          r, 1, intersect(row_of(part, group.begin + r).seen, range));
+      product(r, 1, intersect(row_of(part, group.begin + r).seen, range));
     }
   }
 
@@ -657,10 +675,10 @@ class Forward {
   }
 
   const WindowAttentionParams& params_;
-  const int64_t queries_; // of the largest tile
+  const int64_t queries_;  // of the largest tile
   const int64_t head_dim_; // padded to whole vectors, like value_dim_
   const int64_t value_dim_;
-  const int64_t chunk_; // keys
+  const int64_t chunk_;  // keys
   const int64_t stride_; // of logits_
   const int64_t relative_stride_;
 
@@ -673,10 +691,10 @@ class Forward {
 
   Scratch<acc_t> query_; // [queries_, head_dim_], scaled
   Scratch<acc_t> unscaled_;
-  Scratch<acc_t> logits_; // [kTileRows, stride_], then weights
+  Scratch<acc_t> logits_;   // [kTileRows, stride_], then weights
   Scratch<acc_t> relative_; // [kTileRows, relative_stride_]
-  Scratch<acc_t> output_; // [queries_, value_dim_]
-  Scratch<acc_t> before_; // [kTileRows, value_dim_]
+  Scratch<acc_t> output_;   // [queries_, value_dim_]
+  Scratch<acc_t> before_;   // [kTileRows, value_dim_]
   Part window_;
   Part summary_;
 };

@@ -19,7 +19,7 @@ constexpr int64_t kTileQueries = 96;
 struct Group {
   int64_t begin; // first query, within the tile
   int64_t count; // at most kTileRows
-  Range keys; // union of what its queries see
+  Range keys;    // union of what its queries see
   int64_t limit; // most summaries that one of them sees
 };
 
@@ -74,8 +74,8 @@ inline Sight next_sight(
 }
 
 // A query joins the group before it while the union of their windows stays
-// close to the longest of them: a sliding window moves a little with each query,
-// the window of the next block is another group's.
+// close to the longest of them: a sliding window moves a little with each
+// query, the window of the next block is another group's.
 inline void plan_tile(
     const WindowAttentionParams& params,
     const HeadRow& at,
