@@ -129,19 +129,27 @@ template <typename acc_t>
 inline bool
 all_finite(const acc_t* data, int64_t row_stride, int64_t rows, int64_t count) {
   const Vec<acc_t> zero(acc_t(0));
-  Vec<acc_t> sum(acc_t(0));
+  // Several sums, to hide the latency of an addition.
+  Vec<acc_t> sum[4] = {zero, zero, zero, zero};
   acc_t rest = 0;
   for (int64_t r = 0; r < rows; ++r) {
     const acc_t* row = data + r * row_stride;
     int64_t i = 0;
+    for (; i + 4 * kLanes<acc_t> <= count; i += 4 * kLanes<acc_t>) {
+      SUBQUAD_UNROLL
+      for (int64_t s = 0; s < 4; ++s) {
+        sum[s] = at::vec::fmadd(
+            Vec<acc_t>::loadu(row + i + s * kLanes<acc_t>), zero, sum[s]);
+      }
+    }
     for (; i + kLanes<acc_t> <= count; i += kLanes<acc_t>) {
-      sum = at::vec::fmadd(Vec<acc_t>::loadu(row + i), zero, sum);
+      sum[0] = at::vec::fmadd(Vec<acc_t>::loadu(row + i), zero, sum[0]);
     }
     for (; i < count; ++i) {
       rest += row[i] * acc_t(0);
     }
   }
-  return rest + reduce_sum(sum) == 0;
+  return rest + reduce_sum((sum[0] + sum[1]) + (sum[2] + sum[3])) == 0;
 }
 
 // Packed rows: target[r][i] = source[r][i], `stride` elements from row to row
