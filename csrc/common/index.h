@@ -35,10 +35,8 @@ struct Span {
 };
 
 // Row of a [R, 2] table of spans; without a table every row is the whole axis.
-SUBQUAD_HOST_DEVICE inline Span row_span(
-    const int64_t* spans,
-    int64_t row,
-    int64_t length) {
+SUBQUAD_HOST_DEVICE inline Span
+row_span(const int64_t* spans, int64_t row, int64_t length) {
   return spans == nullptr ? Span{0, length}
                           : Span{spans[2 * row], spans[2 * row + 1]};
 }
@@ -97,10 +95,8 @@ SUBQUAD_HOST_DEVICE inline Range block_keys(
   return {min_index(begin, end), end};
 }
 
-SUBQUAD_HOST_DEVICE inline Range window_keys(
-    int64_t position,
-    const WindowRule& rule,
-    int64_t length) {
+SUBQUAD_HOST_DEVICE inline Range
+window_keys(int64_t position, const WindowRule& rule, int64_t length) {
   return block_keys(position, block_begin(position, rule), rule, length);
 }
 
@@ -113,10 +109,8 @@ struct SummaryRule {
   int64_t per_block;
 };
 
-SUBQUAD_HOST_DEVICE inline int64_t summary_limit(
-    int64_t position,
-    const SummaryRule& rule,
-    int64_t count) {
+SUBQUAD_HOST_DEVICE inline int64_t
+summary_limit(int64_t position, const SummaryRule& rule, int64_t count) {
   if (rule.block == 0) {
     return count;
   }

@@ -14,10 +14,8 @@ struct PhiloxWords {
   uint32_t word[4];
 };
 
-SUBQUAD_HOST_DEVICE inline PhiloxWords philox(
-    uint64_t seed,
-    uint64_t offset,
-    uint64_t counter) {
+SUBQUAD_HOST_DEVICE inline PhiloxWords
+philox(uint64_t seed, uint64_t offset, uint64_t counter) {
   uint32_t c0 = static_cast<uint32_t>(counter);
   uint32_t c1 = static_cast<uint32_t>(counter >> 32);
   uint32_t c2 = static_cast<uint32_t>(offset);

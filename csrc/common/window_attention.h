@@ -10,17 +10,17 @@
 namespace subquad {
 
 struct WindowAttentionParams {
-  int64_t batch; // B; 1 when rows are packed
-  int64_t rows; // R spans; B unless packed
-  int64_t heads; // H
-  int64_t key_heads; // Hkv, divides H
-  int64_t query_length; // L
-  int64_t key_length; // S
-  int64_t head_dim; // D
-  int64_t value_dim; // M
-  int64_t summaries; // C, 0 without summaries
+  int64_t batch;                 // B; 1 when rows are packed
+  int64_t rows;                  // R spans; B unless packed
+  int64_t heads;                 // H
+  int64_t key_heads;             // Hkv, divides H
+  int64_t query_length;          // L
+  int64_t key_length;            // S
+  int64_t head_dim;              // D
+  int64_t value_dim;             // M
+  int64_t summaries;             // C, 0 without summaries
   int64_t summary_relative_keys; // T, lines of summary_relative_key
-  bool packed; // every row lies in batch 0
+  bool packed;                   // every row lies in batch 0
 
   WindowRule window;
   SummaryRule summary;
@@ -55,7 +55,7 @@ struct WindowAttentionParams {
   // means one table for all heads.
   const void* bias; // [1 or H, block, slots]
   int64_t bias_head_stride;
-  const void* key_bias; // [B, S]
+  const void* key_bias;     // [B, S]
   const void* relative_key; // [1 or H, slots, D]
   int64_t relative_key_head_stride;
   const void* summary_relative_key; // [1 or H, T, D], T >= C
@@ -80,11 +80,11 @@ struct WindowAttentionGradients {
   Strides grad_key_stride;
   void* grad_value; // [B, Hkv, S, M]
   Strides grad_value_stride;
-  void* grad_summary_key; // [R, Hkv, C, D]
-  void* grad_summary_value; // [R, Hkv, C, M]
-  void* grad_bias; // like bias
-  void* grad_key_bias; // like key_bias
-  void* grad_relative_key; // like relative_key
+  void* grad_summary_key;          // [R, Hkv, C, D]
+  void* grad_summary_value;        // [R, Hkv, C, M]
+  void* grad_bias;                 // like bias
+  void* grad_key_bias;             // like key_bias
+  void* grad_relative_key;         // like relative_key
   void* grad_summary_relative_key; // like summary_relative_key
 };
 
@@ -108,7 +108,8 @@ SUBQUAD_HOST_DEVICE inline uint64_t weight_index(
     int64_t head,
     int64_t query,
     int64_t column) {
-  const int64_t row = (batch * params.heads + head) * params.query_length + query;
+  const int64_t row =
+      (batch * params.heads + head) * params.query_length + query;
   return static_cast<uint64_t>(row) *
       static_cast<uint64_t>(params.key_length + params.summaries) +
       static_cast<uint64_t>(column);

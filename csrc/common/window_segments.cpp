@@ -52,8 +52,8 @@ WindowSegment make_segment(
   segment.ordered = true;
   Range before{0, 0};
   for (int64_t begin = queries.begin; begin < queries.end; begin += tile) {
-    const Range keys = seen_keys(
-        params, row, {begin, min_index(begin + tile, queries.end)});
+    const Range keys =
+        seen_keys(params, row, {begin, min_index(begin + tile, queries.end)});
     if (keys.empty()) {
       continue;
     }
@@ -115,8 +115,7 @@ void share_keys(
     next = max_index(next, keys.begin);
     segment.unseen_before = {
         key_start + min_index(end, keys.begin), key_start + keys.begin};
-    segment.owned.begin =
-        max_index(keys.begin, min_index(end, keys.end));
+    segment.owned.begin = max_index(keys.begin, min_index(end, keys.end));
     segment.owned.end = max_index(segment.owned.begin, next);
     segment.merged = {keys.begin, min_index(segment.owned.begin, next)};
     segment.shared_keys =

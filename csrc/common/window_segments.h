@@ -9,21 +9,22 @@
 // a run of one row's queries; whoever works on it adds up the gradients of the
 // keys that its queries see. A key seen by one segment only is finished there.
 // Where the ranges of segments overlap, each keeps its part in a workspace, and
-// the last of them adds up the parts in a second pass: no atomics, and the order
-// of every sum follows from sizes and positions alone.
+// the last of them adds up the parts in a second pass: no atomics, and the
+// order of every sum follows from sizes and positions alone.
 namespace subquad {
 
 struct WindowSegment {
   int64_t row;
-  Range queries; // counted from the start of the row's span, like all keys below
-  Range keys; // hull of what the queries see
-  Range owned; // keys that no other segment sees
+  Range
+      queries;  // counted from the start of the row's span, like all keys below
+  Range keys;   // hull of what the queries see
+  Range owned;  // keys that no other segment sees
   Range merged; // shared keys that this segment finishes
-  int64_t first_part; // the first segment that shares keys with `merged`
-  int64_t shared_keys; // how many keys other segments see too
+  int64_t first_part;   // the first segment that shares keys with `merged`
+  int64_t shared_keys;  // how many keys other segments see too
   int64_t shared_begin; // where they start in the workspace, in keys
-  int64_t span; // the most keys that one tile of the queries sees
-  bool ordered; // the hulls of successive tiles never move backwards
+  int64_t span;         // the most keys that one tile of the queries sees
+  bool ordered;         // the hulls of successive tiles never move backwards
   // Keys that nobody sees, on the tensor's axis, before and after.
   Range unseen_before;
   Range unseen_after;

@@ -10,10 +10,10 @@
 #include "ops/window_attention/cpu_backward_tile.h"
 #include "ops/window_attention/cpu_key_gradients.h"
 
-// A task is a segment of one row's queries (several short ones where tables have
-// gradients) and one key head. It walks the segment's tiles in order, every
-// query head on each, and adds up the gradients of keys, summaries and tables in
-// buffers of its own; a second pass adds up what tasks share.
+// A task is a segment of one row's queries (several short ones where tables
+// have gradients) and one key head. It walks the segment's tiles in order,
+// every query head on each, and adds up the gradients of keys, summaries and
+// tables in buffers of its own; a second pass adds up what tasks share.
 namespace subquad {
 
 namespace {
@@ -40,8 +40,7 @@ class TableSums {
         lines_(lines),
         width_(width),
         pitch_(pitch),
-        sums_(
-            gradient != nullptr ? tasks * sum_heads_ * lines * pitch : 0) {}
+        sums_(gradient != nullptr ? tasks * sum_heads_ * lines * pitch : 0) {}
 
   // The sums that a task keeps for a query head.
   acc_t* part(int64_t task, const HeadRow& at) const {
@@ -96,7 +95,7 @@ class TableSums {
   void* gradient_;
   int64_t tasks_;
   int64_t table_heads_; // of the table
-  int64_t sum_heads_; // of a task's sums
+  int64_t sum_heads_;   // of a task's sums
   int64_t lines_;
   int64_t width_;
   int64_t pitch_;
@@ -182,13 +181,13 @@ class Backward {
   const bool summaries_wanted_;
   const std::vector<WindowSegment> segments_;
   const std::vector<Task> tasks_;
-  const int64_t shared_keys_; // of one key head
-  const Scratch<acc_t> shared_key_; // [Hkv, shared keys, D]
+  const int64_t shared_keys_;         // of one key head
+  const Scratch<acc_t> shared_key_;   // [Hkv, shared keys, D]
   const Scratch<acc_t> shared_value_; // [Hkv, shared keys, M]
-  const Scratch<acc_t> shared_bias_; // [Hkv, shared keys]
+  const Scratch<acc_t> shared_bias_;  // [Hkv, shared keys]
   const SharedKeys<acc_t> shared_;
   const Scratch<acc_t> summary_sums_; // [segments, Hkv, rows, D | M]
-  const Scratch<acc_t> key_bias_; // [Hkv, B, S]
+  const Scratch<acc_t> key_bias_;     // [Hkv, B, S]
   const KeyGradientWriter<scalar_t> writer_;
   const TableSums<acc_t> bias_;
   const TableSums<acc_t> relative_;
@@ -341,11 +340,8 @@ class Backward<scalar_t>::Worker {
     }
   }
 
-  void run_tile(
-      int64_t task,
-      size_t segment,
-      const HeadRow& at,
-      const Tile& tile) {
+  void
+  run_tile(int64_t task, size_t segment, const HeadRow& at, const Tile& tile) {
     constexpr int64_t unit = kLanes<acc_t>;
     const WindowAttentionGradients& gradients = all_.gradients_;
     tile_.load(at);
@@ -369,8 +365,7 @@ class Backward<scalar_t>::Worker {
           true,
           summary_terms,
           gradients.grad_summary_key != nullptr
-              ? all_.summary_key(segment, at.key_head) +
-                  begin * all_.key_width_
+              ? all_.summary_key(segment, at.key_head) + begin * all_.key_width_
               : nullptr,
           gradients.grad_summary_value != nullptr
               ? all_.summary_value(segment, at.key_head) +
@@ -397,7 +392,8 @@ class Backward<scalar_t>::Worker {
       terms.grad_key_bias = key_gradients_.bias(0);
     }
     if (!relative_.empty()) {
-      terms.relative = pack_of(relative_, at).table(all_.relative_.part(task, at));
+      terms.relative =
+          pack_of(relative_, at).table(all_.relative_.part(task, at));
     }
     return terms;
   }
@@ -424,7 +420,8 @@ class Backward<scalar_t>::Worker {
   KeyGradients<scalar_t> key_gradients_;
   BackwardTile<scalar_t> tile_;
   int64_t key_head_ = -1;
-  std::vector<RelativePack<scalar_t>> relative_; // per head of the group, or one
+  std::vector<RelativePack<scalar_t>>
+      relative_; // per head of the group, or one
   std::vector<RelativePack<scalar_t>> summary_relative_;
 };
 
@@ -504,8 +501,7 @@ Backward<scalar_t>::Backward(
           shared_bias_.get()},
       summary_sums_(
           summaries_wanted_ ? static_cast<int64_t>(segments_.size()) *
-                  params.key_heads * summary_rows_ *
-                  (key_width_ + value_width_)
+                  params.key_heads * summary_rows_ * (key_width_ + value_width_)
                             : 0),
       key_bias_(
           gradients.grad_key_bias != nullptr
@@ -605,10 +601,7 @@ void Backward<scalar_t>::merge_summaries() const {
   }
   first.push_back(segments_.size());
   at::parallel_for(
-      0,
-      params_.rows * params_.key_heads,
-      1,
-      [&](int64_t begin, int64_t end) {
+      0, params_.rows * params_.key_heads, 1, [&](int64_t begin, int64_t end) {
         const int64_t size = summary_rows_ * (key_width_ + value_width_);
         const auto store = [&](void* gradient,
                                int64_t index,

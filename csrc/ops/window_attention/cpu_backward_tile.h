@@ -25,14 +25,14 @@ namespace subquad {
 namespace {
 
 constexpr int64_t kBackwardQueries = 48; // at most kTileQueries
-constexpr int64_t kBackwardKeys = 192; // columns of a chunk
+constexpr int64_t kBackwardKeys = 192;   // columns of a chunk
 
 // What queries attend to: the keys of a row or its summaries.
 template <typename scalar_t>
 struct Columns {
   using acc_t = at::opmath_type<scalar_t>;
 
-  MovingPack<scalar_t, true> key_panels; // K^T
+  MovingPack<scalar_t, true> key_panels;   // K^T
   MovingPack<scalar_t, true> value_panels; // V^T
   MovingPack<scalar_t, false> keys;
 
@@ -64,8 +64,8 @@ struct Columns {
 template <typename acc_t>
 struct RelativeTable {
   const acc_t* panels = nullptr; // [slots / kLanes][D][kLanes]
-  const acc_t* rows = nullptr; // [slots, D]
-  acc_t* gradient = nullptr; // [slots, D], null when not wanted
+  const acc_t* rows = nullptr;   // [slots, D]
+  acc_t* gradient = nullptr;     // [slots, D], null when not wanted
   bool finite = true;
 
   explicit operator bool() const {
@@ -78,10 +78,10 @@ template <typename scalar_t>
 struct Terms {
   using acc_t = at::opmath_type<scalar_t>;
 
-  const scalar_t* bias = nullptr; // [block, slots]
-  acc_t* grad_bias = nullptr; // [block, slots]
+  const scalar_t* bias = nullptr;     // [block, slots]
+  acc_t* grad_bias = nullptr;         // [block, slots]
   const scalar_t* key_bias = nullptr; // from the row's first key on
-  acc_t* grad_key_bias = nullptr; // from the row's first key on
+  acc_t* grad_key_bias = nullptr;     // from the row's first key on
   RelativeTable<acc_t> relative;
 };
 
@@ -117,8 +117,9 @@ class BackwardTile {
   // Reads the queries of one head; rows without keys see nothing from here on.
   void load(const HeadRow& at);
 
-  // Adds what the chunk of columns gives to dQ, dK, dV and the terms. `begin` is
-  // a multiple of kLanes; `grad_key` and `grad_value` belong to column `begin`.
+  // Adds what the chunk of columns gives to dQ, dK, dV and the terms. `begin`
+  // is a multiple of kLanes; `grad_key` and `grad_value` belong to column
+  // `begin`.
   void run(
       const Columns<scalar_t>& columns,
       const Range& chunk,
@@ -170,13 +171,13 @@ class BackwardTile {
   bool relative_;
   int64_t key_width_;
   int64_t value_width_;
-  Scratch<acc_t> scaled_query_; // [queries, D]
-  Scratch<acc_t> query_; // [queries, D], for the relative tables
-  Scratch<acc_t> grad_output_; // [queries, M]
-  Scratch<acc_t> grad_query_; // [queries, D], to be scaled
+  Scratch<acc_t> scaled_query_;        // [queries, D]
+  Scratch<acc_t> query_;               // [queries, D], for the relative tables
+  Scratch<acc_t> grad_output_;         // [queries, M]
+  Scratch<acc_t> grad_query_;          // [queries, D], to be scaled
   Scratch<acc_t> relative_grad_query_; // [queries, D], not to be scaled
-  Scratch<acc_t> weight_; // [queries, columns]: logits, then P
-  Scratch<acc_t> grad_logit_; // [queries, columns]: dP, then dS
+  Scratch<acc_t> weight_;              // [queries, columns]: logits, then P
+  Scratch<acc_t> grad_logit_;          // [queries, columns]: dP, then dS
   Scratch<acc_t> slots_; // [queries, slots]: relative logits, then dS by slot
 
   Tile tile_;
@@ -188,7 +189,7 @@ class BackwardTile {
 
   // Of the chunk at hand; ranges count from its first column.
   Range chunk_{};
-  Range range_[kBackwardQueries]; // columns that a query sees
+  Range range_[kBackwardQueries];       // columns that a query sees
   Range group_range_[kBackwardQueries]; // union over a group
   int64_t slot_base_[kBackwardQueries]; // slot of a row's first in slots_
   acc_t added_[kBackwardKeys + kUnit];
@@ -236,21 +237,19 @@ void BackwardTile<scalar_t>::load(const HeadRow& at) {
         (at.batch * params_.heads + at.head) * params_.query_length + index;
     delta_[i] = reduce_sum(sum);
     if (gradients_.grad_logsumexp != nullptr) {
-      delta_[i] -=
-          static_cast<const acc_t*>(gradients_.grad_logsumexp)[number];
+      delta_[i] -= static_cast<const acc_t*>(gradients_.grad_logsumexp)[number];
     }
     lse_[i] = static_cast<const acc_t*>(params_.logsumexp)[number];
   }
-  query_finite_ = all_finite(
-      scaled_query_.get(), key_width_, tile_.count, key_width_);
-  grad_output_finite_ = all_finite(
-      grad_output_.get(), value_width_, tile_.count, value_width_);
+  query_finite_ =
+      all_finite(scaled_query_.get(), key_width_, tile_.count, key_width_);
+  grad_output_finite_ =
+      all_finite(grad_output_.get(), value_width_, tile_.count, value_width_);
   std::fill_n(grad_query_.get(), tile_.count * key_width_, acc_t(0));
   if (relative_) {
     query_finite_ = query_finite_ &&
         all_finite(query_.get(), key_width_, tile_.count, key_width_);
-    std::fill_n(
-        relative_grad_query_.get(), tile_.count * key_width_, acc_t(0));
+    std::fill_n(relative_grad_query_.get(), tile_.count * key_width_, acc_t(0));
   }
 }
 
@@ -631,8 +630,8 @@ void BackwardTile<scalar_t>::for_each_slot_run(bool summaries, const F& body) {
     Range slots{0, 0};
     int64_t end = row;
     for (; end < tile_.count; ++end) {
-      const Range more = range(end).empty() ? slots
-                                            : unite(slots, slots_of(end, summaries));
+      const Range more =
+          range(end).empty() ? slots : unite(slots, slots_of(end, summaries));
       if (round_to_lanes<acc_t>(more.end) - more.begin / kUnit * kUnit >
           kSlotPitch) {
         break;
@@ -678,36 +677,38 @@ void BackwardTile<scalar_t>::relative_gradients(
     bool summaries) {
   const int64_t vectors = key_width_ / kUnit;
   // dQ of rows, and d table of the slots that they read.
-  const auto query_product = [&](int64_t row, int64_t rows, const Range& slots) {
-    multiply(
-        rows,
-        vectors,
-        size_of(slots),
-        slots_.get() + row * kSlotPitch + slots.begin - slot_base_[row],
-        kSlotPitch,
-        int64_t{1},
-        table.rows + slots.begin * key_width_,
-        key_width_,
-        kUnit,
-        relative_grad_query_.get() + row * key_width_,
-        key_width_,
-        true);
-  };
-  const auto table_product = [&](int64_t row, int64_t rows, const Range& slots) {
-    multiply(
-        size_of(slots),
-        vectors,
-        rows,
-        slots_.get() + row * kSlotPitch + slots.begin - slot_base_[row],
-        int64_t{1},
-        kSlotPitch,
-        query_.get() + row * key_width_,
-        key_width_,
-        kUnit,
-        table.gradient + slots.begin * key_width_,
-        key_width_,
-        true);
-  };
+  const auto query_product =
+      [&](int64_t row, int64_t rows, const Range& slots) {
+        multiply(
+            rows,
+            vectors,
+            size_of(slots),
+            slots_.get() + row * kSlotPitch + slots.begin - slot_base_[row],
+            kSlotPitch,
+            int64_t{1},
+            table.rows + slots.begin * key_width_,
+            key_width_,
+            kUnit,
+            relative_grad_query_.get() + row * key_width_,
+            key_width_,
+            true);
+      };
+  const auto table_product =
+      [&](int64_t row, int64_t rows, const Range& slots) {
+        multiply(
+            size_of(slots),
+            vectors,
+            rows,
+            slots_.get() + row * kSlotPitch + slots.begin - slot_base_[row],
+            int64_t{1},
+            kSlotPitch,
+            query_.get() + row * key_width_,
+            key_width_,
+            kUnit,
+            table.gradient + slots.begin * key_width_,
+            key_width_,
+            true);
+      };
   const auto by_row = [&](int64_t row, int64_t rows, const auto& product) {
     for (int64_t i = row; i < row + rows; ++i) {
       if (!range(i).empty()) {

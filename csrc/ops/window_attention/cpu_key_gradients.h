@@ -17,9 +17,9 @@ namespace {
 template <typename acc_t>
 struct SharedKeys {
   int64_t keys; // of all segments, for one key head
-  acc_t* key; // [Hkv, keys, D]
+  acc_t* key;   // [Hkv, keys, D]
   acc_t* value; // [Hkv, keys, M]
-  acc_t* bias; // [Hkv, keys]
+  acc_t* bias;  // [Hkv, keys]
 };
 
 // Writes finished gradients of keys.
@@ -60,9 +60,8 @@ struct KeyGradientWriter {
           params.value_dim);
     }
     if (key_bias != nullptr) {
-      key_bias
-          [(key_head * params.batch + batch) * params.key_length + token] =
-              bias;
+      key_bias[(key_head * params.batch + batch) * params.key_length + token] =
+          bias;
     }
   }
 
@@ -81,8 +80,8 @@ struct KeyGradientWriter {
       int64_t token,
       const acc_t* source,
       int64_t width) {
-    scalar_t* target = static_cast<scalar_t*>(gradient) +
-        batch * stride.batch + head * stride.head + token * stride.row;
+    scalar_t* target = static_cast<scalar_t*>(gradient) + batch * stride.batch +
+        head * stride.head + token * stride.row;
     if (source == nullptr) {
       std::fill(target, target + width, scalar_t(0));
     } else {
@@ -113,9 +112,7 @@ class KeyGradients {
         value_(capacity_ * value_width_),
         bias_(capacity_) {}
 
-  void begin(
-      const WindowSegment& segment,
-      const HeadRow& at) {
+  void begin(const WindowSegment& segment, const HeadRow& at) {
     segment_ = &segment;
     at_ = at;
     base_ = first_ = end_ = segment.keys.begin / kUnit * kUnit;
@@ -199,11 +196,8 @@ class KeyGradients {
     }
   }
 
-  static void keep(
-      const acc_t* source,
-      int64_t width,
-      acc_t* workspace,
-      int64_t place) {
+  static void
+  keep(const acc_t* source, int64_t width, acc_t* workspace, int64_t place) {
     acc_t* target = workspace + place * width;
     if (source == nullptr) {
       std::fill(target, target + width, acc_t(0));
@@ -223,7 +217,7 @@ class KeyGradients {
 
   const WindowSegment* segment_ = nullptr;
   HeadRow at_{};
-  int64_t base_ = 0; // the key at the start of the buffers
+  int64_t base_ = 0;  // the key at the start of the buffers
   int64_t first_ = 0; // keys [first, end) hold sums
   int64_t end_ = 0;
   int64_t written_ = 0; // keys before this one are written
@@ -249,20 +243,13 @@ void merge_shared_keys(
       if (key < part->keys.begin || key >= part->keys.end) {
         continue;
       }
-      const int64_t place =
-          at.key_head * shared.keys + part->shared_index(key);
+      const int64_t place = at.key_head * shared.keys + part->shared_index(key);
       add_row(shared.key + place * key_width, key_width, sum);
-      add_row(
-          shared.value + place * value_width, value_width, sum + key_width);
+      add_row(shared.value + place * value_width, value_width, sum + key_width);
       bias += shared.bias[place];
     }
     writer.write(
-        at.batch,
-        at.key_head,
-        at.keys.start + key,
-        sum,
-        sum + key_width,
-        bias);
+        at.batch, at.key_head, at.keys.start + key, sum, sum + key_width, bias);
   }
 }
 

@@ -24,10 +24,8 @@ struct HeadRow {
   int64_t summaries;
 };
 
-inline HeadRow head_row(
-    const WindowAttentionParams& params,
-    int64_t row,
-    int64_t head) {
+inline HeadRow
+head_row(const WindowAttentionParams& params, int64_t row, int64_t head) {
   return {
       params.packed ? 0 : row,
       row,
@@ -41,10 +39,10 @@ inline HeadRow head_row(
 
 // What query `index` (on the tensor's axis) sees.
 struct Sight {
-  int64_t line; // of the bias
+  int64_t line;   // of the bias
   int64_t origin; // key index of slot 0
-  Range keys; // within the row
-  int64_t limit; // summaries
+  Range keys;     // within the row
+  int64_t limit;  // summaries
 };
 
 inline Sight sight_of(
@@ -99,7 +97,8 @@ void logits_of(
   for (int64_t j = sight.keys.begin; j < sight.keys.end; ++j) {
     const int64_t token = at.keys.start + j;
     const int64_t slot = j - sight.origin;
-    acc_t logit = scale *
+    acc_t logit =
+        scale *
         dot<acc_t>(
             query,
             vector_at<scalar_t>(
@@ -125,20 +124,18 @@ void logits_of(
       static_cast<const scalar_t*>(params.summary_relative_key);
   for (int64_t c = 0; c < sight.limit; ++c) {
     acc_t logit = scale *
-        dot<acc_t>(
-            query,
-            vector_at<scalar_t>(
-                params.summary_key,
-                params.summary_key_stride,
-                at.row,
-                at.key_head,
-                c),
-            D);
+        dot<acc_t>(query,
+                   vector_at<scalar_t>(
+                       params.summary_key,
+                       params.summary_key_stride,
+                       at.row,
+                       at.key_head,
+                       c),
+                   D);
     if (summary_relative != nullptr) {
       logit += dot<acc_t>(
           query,
-          summary_relative +
-              at.head * params.summary_relative_key_head_stride +
+          summary_relative + at.head * params.summary_relative_key_head_stride +
               (sight.limit - 1 - c) * D,
           D);
     }

@@ -114,14 +114,14 @@ void check_summaries(
         !inputs.summary_relative_key.has_value() &&
             !options.summary_lengths.has_value(),
         kOp,
-        ": summary_lengths and summary_relative_key need summary_key, got none");
+        ": summary_lengths and summary_relative_key need summary_key, got "
+        "none");
     return;
   }
   const at::Tensor& key = *inputs.summary_key;
   const at::Tensor& value = *inputs.summary_value;
-  const c10::SymInt rows = options.packed
-      ? options.key_spans->sym_size(0)
-      : query.sym_size(0);
+  const c10::SymInt rows =
+      options.packed ? options.key_spans->sym_size(0) : query.sym_size(0);
   check_tensor("summary_key", key, query, 4, "[B, Hkv, C, D]");
   check_tensor("summary_value", value, query, 4, "[B, Hkv, C, M]");
   check_size(kOp, "summary_key", key, 0, rows, "the number of rows");
@@ -138,8 +138,7 @@ void check_summaries(
     check_index_dtype(kOp, "summary_lengths", lengths);
     check_same_device(kOp, "summary_lengths", lengths, query);
     check_rank(kOp, "summary_lengths", lengths, 1, "a vector");
-    check_size(
-        kOp, "summary_lengths", lengths, 0, rows, "the number of rows");
+    check_size(kOp, "summary_lengths", lengths, 0, rows, "the number of rows");
   }
   if (inputs.summary_relative_key.has_value()) {
     const at::Tensor& table = *inputs.summary_relative_key;
@@ -153,8 +152,7 @@ void check_summaries(
         key.sym_size(2),
         ", got ",
         table.sym_size(1));
-    check_size(
-        kOp, "summary_relative_key", table, 2, query.sym_size(3), "D");
+    check_size(kOp, "summary_relative_key", table, 2, query.sym_size(3), "D");
   }
 }
 
@@ -166,7 +164,8 @@ void check_tables(
   const c10::SymInt slots = options.left + options.block + options.right;
   if (inputs.bias.has_value()) {
     const at::Tensor& bias = *inputs.bias;
-    check_tensor("bias", bias, query, 3, "[1 or H, block, left + block + right]");
+    check_tensor(
+        "bias", bias, query, 3, "[1 or H, block, left + block + right]");
     check_head_axis("bias", bias, heads);
     check_size(kOp, "bias", bias, 1, options.block, "block");
     check_size(kOp, "bias", bias, 2, slots, "left + block + right");
@@ -182,8 +181,7 @@ void check_tables(
     check_tensor(
         "relative_key", table, query, 3, "[1 or H, left + block + right, D]");
     check_head_axis("relative_key", table, heads);
-    check_size(
-        kOp, "relative_key", table, 1, slots, "left + block + right");
+    check_size(kOp, "relative_key", table, 1, slots, "left + block + right");
     check_size(kOp, "relative_key", table, 2, query.sym_size(3), "D");
   }
 }
@@ -210,8 +208,7 @@ void check_rows(
         query.sym_size(2),
         "L");
     if (position.dim() == 2) {
-      check_size(
-          kOp, "query_position", position, 0, query.sym_size(0), "B");
+      check_size(kOp, "query_position", position, 0, query.sym_size(0), "B");
     }
     TORCH_CHECK_VALUE(
         options.query_offset == 0,
@@ -350,9 +347,8 @@ WindowAttentionOptions make_window_attention_options(
       query_order);
   options.key_order = order;
   options.query_order = query_order;
-  options.scale = scale.has_value()
-      ? *scale
-      : 1.0 /
+  options.scale = scale.has_value() ? *scale
+                                    : 1.0 /
           std::sqrt(static_cast<double>(
               inputs.query.sym_size(3).guard_int(__FILE__, __LINE__)));
   return options;
@@ -381,10 +377,10 @@ Outputs call_forward(
     const WindowAttentionInputs& inputs,
     const WindowAttentionOptions& options) {
   using Signature = decltype(WindowAttentionForward<&forward_meta>::call);
-  static const auto op = c10::Dispatcher::singleton()
-                             .findSchemaOrThrow(
-                                 "subquad::_window_attention_forward", "")
-                             .typed<Signature>();
+  static const auto op =
+      c10::Dispatcher::singleton()
+          .findSchemaOrThrow("subquad::_window_attention_forward", "")
+          .typed<Signature>();
   return op.call(
       inputs.query,
       inputs.key,
@@ -421,10 +417,10 @@ WindowAttentionGradientTensors call_backward(
     const WindowAttentionOptions& options,
     std::array<bool, 9> output_mask) {
   using Signature = decltype(WindowAttentionBackward<&backward_meta>::call);
-  static const auto op = c10::Dispatcher::singleton()
-                             .findSchemaOrThrow(
-                                 "subquad::_window_attention_backward", "")
-                             .typed<Signature>();
+  static const auto op =
+      c10::Dispatcher::singleton()
+          .findSchemaOrThrow("subquad::_window_attention_backward", "")
+          .typed<Signature>();
   return op.call(
       saved.grad_output,
       saved.grad_lse,
@@ -649,9 +645,9 @@ template <c10::DeviceType device>
 at::Tensor attention_autocast(
     const WindowAttentionInputs& inputs,
     const WindowAttentionOptions& options) {
-  c10::impl::ExcludeDispatchKeyGuard guard(
-      c10::DispatchKeySet(device == at::kCUDA ? c10::DispatchKey::AutocastCUDA
-                                              : c10::DispatchKey::AutocastCPU));
+  c10::impl::ExcludeDispatchKeyGuard guard(c10::DispatchKeySet(
+      device == at::kCUDA ? c10::DispatchKey::AutocastCUDA
+                          : c10::DispatchKey::AutocastCPU));
   return attention_autograd(cast_inputs<device>(inputs), options);
 }
 
@@ -659,9 +655,9 @@ template <c10::DeviceType device>
 Outputs attention_with_lse_autocast(
     const WindowAttentionInputs& inputs,
     const WindowAttentionOptions& options) {
-  c10::impl::ExcludeDispatchKeyGuard guard(
-      c10::DispatchKeySet(device == at::kCUDA ? c10::DispatchKey::AutocastCUDA
-                                              : c10::DispatchKey::AutocastCPU));
+  c10::impl::ExcludeDispatchKeyGuard guard(c10::DispatchKeySet(
+      device == at::kCUDA ? c10::DispatchKey::AutocastCUDA
+                          : c10::DispatchKey::AutocastCPU));
   return attention_with_lse_autograd(cast_inputs<device>(inputs), options);
 }
 

@@ -7,10 +7,8 @@
 namespace subquad {
 namespace {
 
-WindowAttentionParams make_params(
-    int64_t queries,
-    int64_t keys,
-    const WindowRule& rule) {
+WindowAttentionParams
+make_params(int64_t queries, int64_t keys, const WindowRule& rule) {
   WindowAttentionParams params{};
   params.batch = params.rows = params.heads = params.key_heads = 1;
   params.query_length = queries;
@@ -24,9 +22,12 @@ int64_t batch_of(const WindowAttentionParams& params, int64_t row) {
 }
 
 // Segments cover every query of every row once and in order; every key of the
-// tensor is finished exactly once; every key that a query sees lies in the range
-// of the query's segment; shared keys have places of their own.
-void expect_valid(const WindowAttentionParams& params, int64_t tile, int64_t length) {
+// tensor is finished exactly once; every key that a query sees lies in the
+// range of the query's segment; shared keys have places of their own.
+void expect_valid(
+    const WindowAttentionParams& params,
+    int64_t tile,
+    int64_t length) {
   const auto segments = plan_window_segments(params, tile, length);
   std::vector<std::vector<int>> finished(
       static_cast<size_t>(params.batch),
@@ -69,8 +70,7 @@ void expect_valid(const WindowAttentionParams& params, int64_t tile, int64_t len
         finish(keys.start + key);
         continue;
       }
-      EXPECT_EQ(
-          segment.shared_index(key), static_cast<int64_t>(places.size()));
+      EXPECT_EQ(segment.shared_index(key), static_cast<int64_t>(places.size()));
       places.push_back(0);
     }
     for (int64_t key = segment.merged.begin; key < segment.merged.end; ++key) {
@@ -86,8 +86,7 @@ void expect_valid(const WindowAttentionParams& params, int64_t tile, int64_t len
         }
       }
     }
-    for (const Range& unseen :
-         {segment.unseen_before, segment.unseen_after}) {
+    for (const Range& unseen : {segment.unseen_before, segment.unseen_after}) {
       for (int64_t token = unseen.begin; token < unseen.end; ++token) {
         finish(token);
       }
