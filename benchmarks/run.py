@@ -244,11 +244,12 @@ class _Bench:
             record["error"] = records[library.name]["reason"]
             return record
         for name, run in self.rate_runs.items():
-            estimates[name] = estimate(run)
-        times = interleave(
-            {**runs, **self.rate_runs}, estimates, self.arguments.repeats
+            runs[_rate_name(name)] = run
+            estimates[_rate_name(name)] = estimate(run)
+        times = interleave(runs, estimates, self.arguments.repeats)
+        rates = machine.rates(
+            {name: median(times[_rate_name(name)]) for name in self.rate_runs}
         )
-        rates = machine.rates({name: median(times[name]) for name in self.rate_runs})
         record["rates"] = rates
         seconds = case.useful_flops / (EXPECTED_SHARE * rates["flops_per_second"])
         record["expected_seconds"] = (
@@ -355,6 +356,11 @@ class _Definitions:
         ]
         # NaN is not larger than anything: max() could lose it.
         return max(errors, key=lambda error: (error != error, error))
+
+
+def _rate_name(name: str) -> str:
+    """What a run of the machine's rate is called among those of contenders."""
+    return f"machine: {name}"
 
 
 def _absent(reason: str) -> dict[str, Any]:

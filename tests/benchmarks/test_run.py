@@ -209,6 +209,21 @@ def test_slow_shared_work_is_measured_once(tmp_path, register_case, monkeypatch)
     assert first["seconds"] == second["seconds"]
 
 
+def test_a_contender_may_be_called_like_a_rate(tmp_path, register_case):
+    calls = []
+
+    def build(inputs, backward):
+        return lambda: calls.append(1) or (torch.tensor([1.0, 2.0]),)
+
+    register_case(("subquad", build), ("oneDNN", build), ("copy", build))
+    _, records = bench(tmp_path, "made")
+    contenders = records["cases"][0]["contenders"]
+    for name in ("oneDNN", "copy"):
+        ratio = contenders[name]["times_library"]
+        assert 0.01 < ratio < 100  # that of a rate is in the thousands
+    assert len(calls) >= 3 * 2
+
+
 def test_names_are_unique():
     with pytest.raises(ValueError, match="must be unique, got projection twice"):
         entries()
