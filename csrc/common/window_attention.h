@@ -37,6 +37,15 @@ struct WindowAttentionParams {
   const int64_t* key_spans;
   const int64_t* summary_lengths; // [R]; null: all C are valid
 
+  // Rows whose tokens lie scattered, [B, L] and [B, S]: spans count ranks, and
+  // the token of rank r is order[batch * stride + r], its place on the tensor's
+  // axis. Null: rank and token are one. Always null on the CPU, where such rows
+  // are compacted before a kernel runs.
+  const int64_t* query_order;
+  int64_t query_order_stride;
+  const int64_t* key_order;
+  int64_t key_order_stride;
+
   double dropout;
   const int64_t* dropout_state; // (seed, offset); null without dropout
 
@@ -88,20 +97,82 @@ struct WindowAttentionGradients {
   void* grad_summary_relative_key; // like summary_relative_key
 };
 
-// Position of query `index` (its place on the tensor's axis) in its row.
+// On a CUDA device the values of spans, orders and limits cannot be checked
+// without waiting for it. Kernels there use the following readings, which keep
+// wrong values inside the tensors; right values pass unchanged.
+SUBQUAD_HOST_DEVICE inline Span
+clamped_row_span(const int64_t* spans, int64_t row, int64_t size) {
+  const Span span = row_span(spans, row, size);
+  const int64_t start = max_index(min_index(span.start, size), 0);
+  return {start, max_index(min_index(span.length, size - start), 0)};
+}
+
+SUBQUAD_HOST_DEVICE inline int64_t clamped_token(
+    const int64_t* order,
+    int64_t stride,
+    int64_t batch,
+    int64_t rank,
+    int64_t size) {
+  if (order == nullptr) {
+    return rank;
+  }
+  return max_index(min_index(order[batch * stride + rank], size - 1), 0);
+}
+
+// Token of query `rank`, which counts from the start of the axis, not the row.
+SUBQUAD_HOST_DEVICE inline int64_t
+query_token(const WindowAttentionParams& params, int64_t batch, int64_t rank) {
+  return clamped_token(
+      params.query_order,
+      params.query_order_stride,
+      batch,
+      rank,
+      params.query_length);
+}
+
+SUBQUAD_HOST_DEVICE inline int64_t
+key_token(const WindowAttentionParams& params, int64_t batch, int64_t rank) {
+  return clamped_token(
+      params.key_order,
+      params.key_order_stride,
+      batch,
+      rank,
+      params.key_length);
+}
+
+SUBQUAD_HOST_DEVICE inline int64_t clamped_summaries(
+    const WindowAttentionParams& params,
+    int64_t row) {
+  return params.summary_lengths == nullptr
+      ? params.summaries
+      : max_index(min_index(params.summary_lengths[row], params.summaries), 0);
+}
+
+// Position of the query of `rank` in its row; a table of positions is indexed
+// by its token.
+SUBQUAD_HOST_DEVICE inline int64_t query_position(
+    const WindowAttentionParams& params,
+    int64_t batch,
+    int64_t row_start,
+    int64_t rank,
+    int64_t token) {
+  if (params.query_position != nullptr) {
+    return params.query_position[batch * params.query_position_stride + token];
+  }
+  return rank - row_start + params.query_offset;
+}
+
+// The same where rank and token are one.
 SUBQUAD_HOST_DEVICE inline int64_t query_position(
     const WindowAttentionParams& params,
     int64_t batch,
     int64_t row_start,
     int64_t index) {
-  if (params.query_position != nullptr) {
-    return params.query_position[batch * params.query_position_stride + index];
-  }
-  return index - row_start + params.query_offset;
+  return query_position(params, batch, row_start, index, index);
 }
 
-// Number of a weight in the whole call, for dropout. Keys come first, then
-// summaries.
+// Number of a weight in the whole call, for dropout, by the tokens of query and
+// key. Keys come first, then summaries.
 SUBQUAD_HOST_DEVICE inline uint64_t weight_index(
     const WindowAttentionParams& params,
     int64_t batch,
