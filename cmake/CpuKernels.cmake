@@ -1,9 +1,14 @@
 # Kernel files are compiled once per instruction set; ATen's DispatchStub picks
 # the best one that the running CPU has.
 if(CMAKE_SYSTEM_PROCESSOR MATCHES "x86_64|AMD64")
-  set(SUBQUAD_CPU_CAPABILITIES DEFAULT AVX2 AVX512)
+  set(capabilities DEFAULT AVX2 AVX512)
 else()
-  set(SUBQUAD_CPU_CAPABILITIES DEFAULT)
+  set(capabilities DEFAULT)
+endif()
+set(SUBQUAD_CPU_CAPABILITIES "${capabilities}"
+    CACHE STRING "Instruction sets of the CPU kernels")
+if(NOT SUBQUAD_KERNEL_OPTIMIZATION)
+  set(SUBQUAD_KERNEL_OPTIMIZATION -O3)
 endif()
 set(SUBQUAD_FLAGS_DEFAULT "")
 set(SUBQUAD_FLAGS_AVX2 -mavx2 -mfma -mf16c)
@@ -28,7 +33,7 @@ function(subquad_cpu_kernels target)
         "${variant}"
         PROPERTIES
           COMPILE_OPTIONS
-          "-O3;$<$<CXX_COMPILER_ID:GNU>:-Wno-maybe-uninitialized;-Wno-uninitialized>;-DCPU_CAPABILITY=${capability};-DCPU_CAPABILITY_${capability};${SUBQUAD_FLAGS_${capability}}"
+          "${SUBQUAD_KERNEL_OPTIMIZATION};$<$<CXX_COMPILER_ID:GNU>:-Wno-maybe-uninitialized;-Wno-uninitialized>;-DCPU_CAPABILITY=${capability};-DCPU_CAPABILITY_${capability};${SUBQUAD_FLAGS_${capability}}"
           OBJECT_DEPENDS "${path}")
       target_sources(${target} PRIVATE "${variant}")
     endforeach()

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from subquad import info
+
 SOURCES = Path(__file__).parent / "csrc"
 HEADERS = [Path("/usr/include"), Path("/usr/local/include")]
 
@@ -26,6 +28,7 @@ def programs(tmp_path_factory):
         f"-S{SOURCES}",
         f"-B{build}",
         "-GNinja",
+        f"-Dsubquad_DIR={info.cmake_dir()}",
         f"-DPython_EXECUTABLE={sys.executable}",
     ]
     for command in (configure, ["cmake", "--build", str(build)]):

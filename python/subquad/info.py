@@ -80,6 +80,11 @@ def cxx_flags() -> list[str]:
     ]
 
 
+def cmake_dir() -> str:
+    """Returns the folder of our CMake package, for ``-Dsubquad_DIR=``."""
+    return str(_library.library_path().parent / "cmake")
+
+
 def main(argv: list[str] | None = None) -> int:
     """Prints the report.
 
@@ -96,7 +101,15 @@ def main(argv: list[str] | None = None) -> int:
         action="store_true",
         help="print the compiler flags for a C++ program that calls the operators",
     )
+    parser.add_argument(
+        "--cmake-dir",
+        action="store_true",
+        help="print the folder that find_package(subquad) wants as subquad_DIR",
+    )
     arguments = parser.parse_args(argv)
+    if arguments.cmake_dir:
+        print(cmake_dir())
+        return 0
     if arguments.cxx_flags:
         print(" ".join(cxx_flags()))
         return 0
