@@ -1,0 +1,89 @@
+#pragma once
+
+// The functions of cuda/prim.cuh, CUDA's atomics and its dynamic shared memory.
+
+#include <cmath>
+#include <cstdint>
+
+#include "block.h"
+#include "half.h"
+
+namespace emu {
+
+unsigned char* shared_memory();
+
+void wait_async(int newest_groups);
+void load_matrices(
+    uint32_t (&r)[4],
+    const void* row,
+    bool transposed,
+    const Site& site);
+enum class HalfType { kFloat16, kBfloat16 };
+void multiply_fragments(
+    float (&c)[4],
+    const uint32_t (&a)[4],
+    const uint32_t (&b)[2],
+    HalfType type,
+    const Site& site);
+
+} // namespace emu
+
+#define SUBQUAD_SHARED(name) unsigned char* name = ::emu::shared_memory()
+
+float atomicAdd(float* address, float value);
+double atomicAdd(double* address, double value);
+int atomicAdd(int* address, int value);
+unsigned atomicAdd(unsigned* address, unsigned value);
+unsigned long long atomicAdd(
+    unsigned long long* address,
+    unsigned long long value);
+
+namespace subquad::cuda {
+
+void ld128(void* registers, const void* address);
+void st128(void* address, const void* registers);
+void cp_async16(void* shared, const void* global, int bytes);
+void cp_async_commit();
+
+template <int N>
+EMU_INLINE void cp_async_wait() {
+  emu::wait_async(N);
+}
+
+EMU_INLINE void ldmatrix_x4(
+    uint32_t (&r)[4],
+    const void* shared_row,
+    emu::Site site = emu::Site::current()) {
+  emu::load_matrices(r, shared_row, false, site);
+}
+
+EMU_INLINE void ldmatrix_x4_trans(
+    uint32_t (&r)[4],
+    const void* shared_row,
+    emu::Site site = emu::Site::current()) {
+  emu::load_matrices(r, shared_row, true, site);
+}
+
+EMU_INLINE void mma_m16n8k16(
+    float (&c)[4],
+    const uint32_t (&a)[4],
+    const uint32_t (&b)[2],
+    __half,
+    emu::Site site = emu::Site::current()) {
+  emu::multiply_fragments(c, a, b, emu::HalfType::kFloat16, site);
+}
+
+EMU_INLINE void mma_m16n8k16(
+    float (&c)[4],
+    const uint32_t (&a)[4],
+    const uint32_t (&b)[2],
+    __nv_bfloat16,
+    emu::Site site = emu::Site::current()) {
+  emu::multiply_fragments(c, a, b, emu::HalfType::kBfloat16, site);
+}
+
+EMU_INLINE float exp2_approx(float x) {
+  return std::exp2(x);
+}
+
+} // namespace subquad::cuda
