@@ -44,7 +44,11 @@ struct Dropout {
 
   SUBQUAD_HOST_DEVICE bool keep(uint64_t index) const {
     const PhiloxWords words = philox(seed, offset, index / 4);
-    return words.word[index % 4] * (1.0 / 4294967296.0) >= probability;
+    // Chosen without an index: registers of a GPU have none.
+    const uint32_t low = index % 2 == 0 ? words.word[0] : words.word[1];
+    const uint32_t high = index % 2 == 0 ? words.word[2] : words.word[3];
+    const uint32_t word = index % 4 < 2 ? low : high;
+    return word * (1.0 / 4294967296.0) >= probability;
   }
 };
 
