@@ -174,6 +174,7 @@ __device__ __forceinline__ void multiply_transposed(
     const scalar_t* a_lane = a + (lane % 16) * a_stride + (lane / 16) * 8;
     const scalar_t* b_lane =
         b + (lane % 8 + (lane / 16) * 8) * b_stride + (lane / 8 % 2) * 8;
+#pragma unroll 1
     for (int k = 0; k < depth; k += 16) {
       uint32_t left[4];
       ldmatrix_x4(left, a_lane + k);
@@ -189,6 +190,7 @@ __device__ __forceinline__ void multiply_transposed(
     constexpr int kVector = 16 / sizeof(scalar_t);
     const scalar_t* a_lane = a + (lane / 4) * a_stride;
     const scalar_t* b_lane = b + (lane % 4) * 2 * b_stride;
+#pragma unroll 1
     for (int k = 0; k < depth; k += kVector) {
       scalar_t low[kVector], high[kVector];
       ld128(low, a_lane + k);

@@ -59,7 +59,9 @@ struct ForwardShared {
 // ForwardShared. Barriers: after the sights; per tile one when its copy is
 // complete and one before its buffer is overwritten.
 template <typename scalar_t, int kWarps, int kColumns>
-__global__ void __launch_bounds__(kWarps* kWarpSize, 1)
+__global__ void __launch_bounds__(
+    kWarps* kWarpSize,
+    kWarps == 4 ? 3 : 1) // three blocks of four warps share an SM's registers
     window_attention_forward_kernel(
         WindowAttentionParams params,
         TileLayout layout) {

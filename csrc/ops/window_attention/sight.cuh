@@ -99,6 +99,7 @@ class TileSight {
         keys_{0, 0},
         first_row_(0),
         last_row_(-1) {
+#pragma unroll 1
     for (int i = 0; i < count; ++i) {
       const Sight& sight = sights[i];
       if (sight.begin < sight.end) {
@@ -147,6 +148,7 @@ class TileSight {
   }
 
   __device__ bool sees_keys(int64_t begin) const {
+#pragma unroll 1
     for (int i = 0; i < count_; ++i) {
       if (sights_[i].begin < begin + kStep && sights_[i].end > begin) {
         return true;
@@ -157,6 +159,7 @@ class TileSight {
 
   __device__ int64_t summary_end(int64_t row) const {
     int64_t end = 0;
+#pragma unroll 1
     for (int i = 0; i < count_; ++i) {
       if (sights_[i].row == row) {
         end = max_index(end, sights_[i].limit);
