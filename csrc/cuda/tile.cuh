@@ -213,13 +213,15 @@ __device__ __forceinline__ void multiply_transposed(
 }
 
 // c += a . b; a: a fragment, rounded to scalar_t for tensor cores, b: 8 kDepth
-// rows and 8 kTiles columns of shared memory.
+// rows of shared memory, of which no column from padded_width(columns) on is
+// read.
 template <typename scalar_t, int kDepth, int kTiles>
 __device__ __forceinline__ void multiply(
     Fragment<acc_t<scalar_t>, kTiles>& c,
     const Fragment<acc_t<scalar_t>, kDepth>& a,
     const scalar_t* b, // [8 kDepth, 8 kTiles]
-    int b_stride) {
+    int b_stride,
+    int columns = 8 * kTiles) {
   const int lane = lane_index();
   if constexpr (Scalar<scalar_t>::kTensorCores) {
     static_assert(kDepth % 2 == 0 && kTiles % 2 == 0);
@@ -233,6 +235,9 @@ __device__ __forceinline__ void multiply(
           pack<scalar_t>(a.v[k + 1][2], a.v[k + 1][3])};
 #pragma unroll
       for (int n = 0; n < kTiles; n += 2) {
+        if (n * 8 >= columns) {
+          break;
+        }
         uint32_t right[4];
         ldmatrix_x4_trans(right, b_lane + k * 8 * b_stride + n * 8);
         mma_m16n8k16(c.v[n], left, {right[0], right[1]}, scalar_t());
@@ -254,6 +259,9 @@ __device__ __forceinline__ void multiply(
         const scalar_t* row = b_lane + (k * 8 + source * 2) * b_stride;
 #pragma unroll
         for (int n = 0; n < kTiles; ++n) {
+          if (n * 8 >= columns) {
+            break;
+          }
 #pragma unroll
           for (int e = 0; e < 2; ++e) {
             const scalar_t first = row[n * 8 + e];
