@@ -3,8 +3,8 @@
 #include <cstring>
 #include <vector>
 
+#include "access.h"
 #include "block.h"
-#include "memory.h"
 
 namespace emu {
 namespace {

@@ -13,6 +13,7 @@
 #include "fibre.h"
 #include "launcher.h"
 #include "report.h"
+#include "statistics.h"
 
 namespace emu {
 
@@ -62,9 +63,10 @@ struct Machine {
   void* argument;
 };
 
+Machine the_machine;
+
 Machine& machine() {
-  static Machine machine;
-  return machine;
+  return the_machine;
 }
 
 Thread* current = nullptr;
@@ -134,6 +136,14 @@ std::string describe_collective(const Thread& thread) {
   return text.str();
 }
 
+void end_traffic(const Machine& m) {
+  if (options().statistics) {
+    for (int warp = 0; warp < m.warp_count; ++warp) {
+      end_traffic_of_warp(warp);
+    }
+  }
+}
+
 // Nobody can run: opens the barrier, or says why it stays closed.
 bool open_barrier(Machine& m) {
   const Standing standing = take_stock(m);
@@ -157,6 +167,7 @@ bool open_barrier(Machine& m) {
          << describe_site(standing.barrier->site);
   } else {
     ++running.block_time;
+    end_traffic(m);
     for (int i = 0; i < m.thread_count; ++i) {
       make_ready(m, i);
     }
@@ -179,6 +190,7 @@ Thread* next_thread(Machine& m) {
       m.warp_position = (m.warp_position + 1) % m.warp_count;
     }
     if (m.live == 0) {
+      end_traffic(m);
       return nullptr;
     }
     if (!open_barrier(m)) {
@@ -194,6 +206,7 @@ void enter(Machine& m, Thread* thread) {
   running.lane = running.thread % kWarpSize;
   running.warp = running.thread / kWarpSize;
   running.warp_time = m.warps[running.warp].time;
+  running.accesses = 0;
 }
 
 // Suspends the running thread, whose ready bit has been cleared.
@@ -285,6 +298,8 @@ std::string describe_running_thread() {
 }
 
 void begin_launch() {
+  running.stacks = machine().stacks.begin();
+  running.stacks_bytes = machine().stacks.total_bytes();
   ++running.block_time;
   running.launch_start = running.block_time;
 }
@@ -378,10 +393,6 @@ void meet(
   }
 }
 
-bool on_stack(uintptr_t address) {
-  return machine().stacks.contains(address);
-}
-
 uint3 thread_index() noexcept {
   return current->index;
 }
@@ -410,6 +421,9 @@ void __syncwarp(unsigned mask, emu::Site site) {
     emu::Warp& warp = emu::machine().warps[emu::running.warp];
     if ((warp.live & ~meeting.mask) == 0) {
       emu::running.warp_time = ++warp.time;
+      if (emu::options().statistics) {
+        emu::end_traffic_of_warp(emu::running.warp);
+      }
     }
   });
 }

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <source_location>
 #include <string>
@@ -27,6 +28,9 @@ struct Running {
   uint32_t block_time = 1;   // advances at every __syncthreads
   uint32_t warp_time = 1;    // advances at every __syncwarp of the whole warp
   bool inside = false;       // a kernel is running
+  uint32_t accesses = 0;     // to memory since the thread last waited
+  uintptr_t stacks = 0;      // where all threads' stacks lie
+  size_t stacks_bytes = 0;
 };
 extern Running running;
 std::string describe_running_thread();
@@ -58,9 +62,6 @@ void meet(
     unsigned mask,
     void* operand,
     void (*act)(const Meeting&));
-
-// A stack of the running block's threads?
-bool on_stack(uintptr_t address);
 
 __attribute__((const)) uint3 thread_index() noexcept;
 __attribute__((const)) uint3 block_index() noexcept;

@@ -5,9 +5,11 @@
 // see every load and store because kernel units are compiled with
 // -fsanitize=thread and this emulator, not libtsan, receives the calls.
 
+#include "buffers.h"
 #include "collectives.h"
 #include "half.h"
 #include "launcher.h"
 #include "primitives.h"
 #include "report.h"
+#include "statistics.h"
 #include "vector_types.h"

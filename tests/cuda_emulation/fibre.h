@@ -44,8 +44,11 @@ class Stacks {
   unsigned char* stack(int index) const;
   size_t bytes(int index) const;
 
-  bool contains(uintptr_t address) const {
-    return address - reinterpret_cast<uintptr_t>(memory_) < total_bytes_;
+  uintptr_t begin() const {
+    return reinterpret_cast<uintptr_t>(memory_);
+  }
+  size_t total_bytes() const {
+    return total_bytes_;
   }
 
  private:

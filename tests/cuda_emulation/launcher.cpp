@@ -7,8 +7,8 @@
 #include <vector>
 
 #include "block.h"
-#include "memory.h"
 #include "report.h"
+#include "shared_memory.h"
 
 namespace emu {
 namespace {
@@ -74,7 +74,7 @@ int launch(
     return kInvalidConfiguration;
   }
   begin_launch();
-  begin_launch_memory(shared_bytes);
+  begin_shared_memory(shared_bytes);
   const int64_t count = int64_t{grid.x} * grid.y * grid.z;
   for (const int64_t index : block_order(count)) {
     const uint3 block_index{
@@ -85,7 +85,7 @@ int launch(
       break;
     }
   }
-  return launch_report_count() == 0 ? 0 : kLaunchFailure;
+  return launch_failed() ? kLaunchFailure : 0;
 }
 
 } // namespace emu

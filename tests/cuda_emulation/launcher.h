@@ -15,7 +15,9 @@ struct Options {
   Order thread_order = Order::kForward; // of warps and of lanes
   Order block_order = Order::kForward;
   unsigned seed = 0;
-  int max_reports = 8;                  // of one launch
+  int max_reports = 8;         // of one launch
+  bool registered_only = true; // other global memory must not be touched
+  bool statistics = false;     // fill traffic() of statistics.h
   size_t max_shared_bytes = 163 * 1024; // of one block: compute capability 8.0
 };
 

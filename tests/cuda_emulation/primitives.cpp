@@ -2,8 +2,8 @@
 
 #include <cstring>
 
+#include "access.h"
 #include "async_copy.h"
-#include "memory.h"
 
 namespace emu {
 namespace {

@@ -7,10 +7,9 @@
 
 #include "block.h"
 #include "half.h"
+#include "shared_memory.h"
 
 namespace emu {
-
-unsigned char* shared_memory();
 
 void wait_async(int newest_groups);
 void load_matrices(

@@ -13,6 +13,7 @@ namespace {
 std::vector<Report> filed;
 std::set<std::pair<Kind, const void*>> seen;
 int in_this_launch = 0;
+bool failed = false;
 
 } // namespace
 
@@ -61,6 +62,7 @@ std::string reports_text() {
 }
 
 void report(Kind kind, const std::string& what, const void* pc) {
+  failed = true;
   if (!seen.emplace(kind, pc).second ||
       in_this_launch == options().max_reports) {
     return;
@@ -77,10 +79,11 @@ void report(Kind kind, const std::string& what, const void* pc) {
 void begin_launch_reports() {
   seen.clear();
   in_this_launch = 0;
+  failed = false;
 }
 
-int launch_report_count() {
-  return in_this_launch;
+bool launch_failed() {
+  return failed;
 }
 
 } // namespace emu

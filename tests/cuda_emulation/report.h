@@ -38,8 +38,8 @@ std::string reports_text();
 // once for each instruction and kind in a launch and at most
 // Options::max_reports times.
 void report(Kind kind, const std::string& what, const void* pc);
-// Forgets which instructions have been reported.
+// The launch that begins has done nothing wrong yet.
 void begin_launch_reports();
-int launch_report_count();
+bool launch_failed();
 
 } // namespace emu

@@ -1,13 +1,8 @@
 #pragma once
 
 #include <cstddef>
-#include <cstdint>
 
 namespace emu {
-
-// A block's dynamic shared memory. Its contents are undefined at the start.
-unsigned char* shared_memory();
-void begin_launch_memory(size_t shared_bytes);
 
 enum class Access {
   kRead,
@@ -16,7 +11,9 @@ enum class Access {
   kWarpRead, // for all lanes of the warp: ldmatrix
 };
 
-// The running thread accesses memory; `pc` is the instruction after.
+const char* verb(Access access);
+
+// The running thread accesses memory; `pc` is where the access returns to.
 void check_access(
     const void* address,
     size_t bytes,
