@@ -14,6 +14,7 @@ import torch
 from torch.nn import functional as F
 
 from subquad import _library
+from subquad.benchmarks.peers import PEERS
 from subquad.benchmarks.registry import Results, Run
 
 # A product that stays in the caches of any server core.
@@ -23,7 +24,7 @@ _COPIED_FLOATS = 16 << 20  # 64 MiB, more than most last-level caches
 PRODUCT_FLOPS = 2 * _SIDE**3
 COPY_BYTES = 2 * 4 * _COPIED_FLOATS  # read and written
 COPY = "copy"
-_PACKAGES = ("subquad", "torch", "numpy", "local-attention")
+_PACKAGES = ("subquad", "torch", "numpy", *PEERS)
 
 
 def rate_runs() -> dict[str, Run]:

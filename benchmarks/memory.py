@@ -9,11 +9,12 @@ a pool of threads hangs.
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -34,9 +35,9 @@ _WARM_UP_LENGTH = 256
 class MemoryServer:
     """Measures on request; see :func:`serve_memory`."""
 
-    def __init__(self, options: Options, threads: int) -> None:
+    def __init__(self, threads: int) -> None:
         """Start the process."""
-        self._common = {"options": dataclasses.asdict(options), "threads": threads}
+        self._threads = threads
         self._process = subprocess.Popen(
             [sys.executable, "-m", __name__],
             stdin=subprocess.PIPE,
@@ -46,13 +47,22 @@ class MemoryServer:
             env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), **_ENVIRONMENT},
         )
 
-    def extra_bytes(self, case: Case, contender: str) -> int | str:
-        """Peak memory beyond inputs and results, or why it is not known."""
+    def extra_bytes(
+        self, prepare: str, length: int, arguments: Mapping[str, Any]
+    ) -> int | str:
+        """Peak memory beyond inputs and results, or why it is not known.
+
+        Args:
+            prepare: ``"module:function"`` of a function that takes a length and
+                ``arguments`` and returns a Run.
+            length: Of the run that is measured, after a short one.
+            arguments: JSON values.
+        """
         request = {
-            "entry": case.entry,
-            "labels": dict(case.labels),
-            "contender": contender,
-            **self._common,
+            "prepare": prepare,
+            "length": length,
+            "arguments": dict(arguments),
+            "threads": self._threads,
         }
         requests, answers = self._process.stdin, self._process.stdout
         if requests is None or answers is None:
@@ -68,15 +78,28 @@ class MemoryServer:
         extra: int | str = json.loads(answer)
         return extra
 
+    def case_bytes(self, case: Case, contender: str, options: Options) -> int | str:
+        """The same of a case that its entry makes with these options."""
+        labels = dict(case.labels)
+        arguments = {
+            "entry": case.entry,
+            "labels": labels,
+            "contender": contender,
+            "options": dataclasses.asdict(options),
+        }
+        return self.extra_bytes(
+            f"{__name__}:prepare_case", int(labels["L"]), arguments
+        )
+
     def close(self) -> None:
         """End the process."""
         self._process.communicate()
 
 
 @contextmanager
-def serve_memory(options: Options, threads: int) -> Iterator[MemoryServer]:
-    """A server for the cases that entries make with these options."""
-    server = MemoryServer(options, threads)
+def serve_memory(threads: int) -> Iterator[MemoryServer]:
+    """A server whose runs use so many threads."""
+    server = MemoryServer(threads)
     try:
         yield server
     finally:
@@ -104,27 +127,32 @@ def _resident(field: str) -> int:
     raise OSError(f"no {field} in /proc/self/status")
 
 
-def _find(entry: str, options: Options, labels: dict[str, Any]) -> Case:
-    for case in entries()[entry].cases(options):
+def prepare_case(
+    length: int,
+    entry: str,
+    labels: Mapping[str, str | int],
+    contender: str,
+    options: Mapping[str, Sequence[Any]],
+) -> Run:
+    """The run of a contender in the case with these labels, but another length."""
+    chosen = Options(**{name: tuple(values) for name, values in options.items()})
+    sized = dataclasses.replace(chosen, lengths=(length,))
+    labels = {**labels, "L": length}
+    for case in entries()[entry].cases(sized):
         if dict(case.labels) == labels:
-            return case
+            (found,) = (c for c in case.contenders if c.name == contender)
+            return found.build(case.inputs(), case.backward)
     raise LookupError(f"no case {labels} in {entry}")
 
 
 def _measure(request: dict[str, Any]) -> int:
     torch.set_num_threads(request["threads"])
-    options = Options(**{k: tuple(v) for k, v in request["options"].items()})
-    labels = request["labels"]
-
-    def prepare(length: int) -> Run:
-        sized = dataclasses.replace(options, lengths=(length,))
-        case = _find(request["entry"], sized, {**labels, "L": length})
-        (contender,) = (c for c in case.contenders if c.name == request["contender"])
-        return contender.build(case.inputs(), case.backward)
-
+    module, name = request["prepare"].split(":")
+    prepare: Callable[..., Run] = getattr(importlib.import_module(module), name)
+    arguments = request["arguments"]
     # Code and pools of threads are loaded by a small run.
-    prepare(_WARM_UP_LENGTH)()
-    return peak_extra_bytes(prepare(labels["L"]))
+    prepare(_WARM_UP_LENGTH, **arguments)()
+    return peak_extra_bytes(prepare(request["length"], **arguments))
 
 
 def _serve() -> None:

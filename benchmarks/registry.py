@@ -60,6 +60,19 @@ class Contender:
 
 
 @dataclass(frozen=True)
+class Future:
+    """Where the tokens of a causal case are: none may reach those before it.
+
+    Attributes:
+        axis: Of the tokens, in inputs and in the first result.
+        inputs: How many inputs have them, the first ones.
+    """
+
+    axis: int
+    inputs: int
+
+
+@dataclass(frozen=True)
 class Case:
     """One computation on inputs of one size.
 
@@ -74,6 +87,7 @@ class Case:
         tensor_bytes: What extra memory is compared with: q, k, v and output.
         computed_flops: What the kernel executes, where it tells.
         tolerance: Of the largest error, relative to the largest right number.
+        future: Of a causal case; contenders are then tried for leaks.
     """
 
     entry: str
@@ -86,6 +100,7 @@ class Case:
     tensor_bytes: int
     computed_flops: int | None = None
     tolerance: float = 1e-4
+    future: Future | None = None
 
     @property
     def backward(self) -> bool:

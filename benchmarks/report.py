@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from typing import Any
 
+from subquad.benchmarks.crossover import softmax_of
 from subquad.benchmarks.registry import Case, Entry
-from subquad.training.errors import CommandError
 
 _PASSES = {"forward": "fwd", "both": "fwd+bwd"}
 
@@ -70,7 +68,7 @@ def table(entry: Entry, cases: Sequence[dict[str, Any]]) -> str:
                 *(_times(case["contenders"][name]) for name in shown),
             ]
         )
-    lines += _aligned(rows)
+    lines += aligned(rows)
     lines += _notes(cases, names)
     lines += _crossovers(cases)
     return "\n".join(lines)
@@ -92,21 +90,10 @@ def closing(records: dict[str, Any]) -> str:
         "operations, of the machine's rate; x roof: time over that of the useful",
         f"operations at {share} of the rate plus every tensor copied once; memory:",
         "peak beyond inputs and results over q + k + v + output; the other columns:",
-        "time over the library's, less than 1 where the library is slower.",
+        "time over the library's, less than 1 where the library is slower; !: reads",
+        "the future.",
     ]
     return "\n".join(lines)
-
-
-def write_json(path: str, records: dict[str, Any]) -> None:
-    """Write all records.
-
-    Raises:
-        CommandError: The file cannot be written.
-    """
-    try:
-        Path(path).write_text(json.dumps(records, indent=1) + "\n", encoding="utf-8")
-    except OSError as error:
-        raise CommandError(f"cannot write {path}: {error.strerror}") from error
 
 
 def _ran(answer: dict[str, Any]) -> bool:
@@ -130,10 +117,12 @@ def _significant(number: float) -> str:
 def _times(answer: dict[str, Any]) -> str:
     if not _ran(answer):
         return "wrong" if answer["status"] == "wrong" else "-"
-    return f"{_significant(answer['times_library'])}x"
+    mark = "!" if answer.get("leaks") else ""
+    return f"{_significant(answer['times_library'])}x{mark}"
 
 
-def _aligned(rows: list[list[str]]) -> list[str]:
+def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Lines of a table; shorter rows than the first do not widen its columns."""
     full = [row for row in rows if len(row) == len(rows[0])]
     widths = [max(len(cell) for cell in column) for column in zip(*full, strict=True)]
     return [
@@ -152,6 +141,13 @@ def _notes(cases: Sequence[dict[str, Any]], names: Sequence[str]) -> list[str]:
             continue
         library, *others = names
         reasons = {name: case["contenders"][name].get("reason") for name in others}
+        for name in others:
+            answer = case["contenders"][name]
+            if answer.get("leaks"):
+                reasons[name] = (
+                    "leaks: changing the future changes the past by "
+                    f"{answer['past_change']:.2g} of its largest number"
+                )
         reasons["memory"] = case["contenders"][library].get("memory_reason")
         for name in others:
             if case["contenders"][name]["status"] == "shared":
@@ -178,7 +174,7 @@ def _crossovers(cases: Sequence[dict[str, Any]]) -> list[str]:
     groups: dict[str, list[tuple[int, float]]] = {}
     for case in cases:
         labels = case["labels"]
-        answer = case["contenders"].get("SDPA", case["contenders"].get("softmax"))
+        answer = softmax_of(case)
         if case["error"] or answer is None or not _ran(answer):
             continue
         group = _words({k: v for k, v in labels.items() if k != "L"})

@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from datetime import datetime, timezone
 from statistics import median
@@ -18,8 +18,10 @@ from typing import Any
 
 import torch
 
-from subquad.benchmarks import machine, report
+from subquad.benchmarks import causality, crossover, machine, report, scaling_plot
 from subquad.benchmarks.memory import MemoryServer, serve_memory
+from subquad.benchmarks.output import check_outputs, write_json
+from subquad.benchmarks.plot import check_plot
 from subquad.benchmarks.registry import (
     Build,
     Case,
@@ -31,6 +33,7 @@ from subquad.benchmarks.registry import (
     UnavailableError,
     entries,
 )
+from subquad.benchmarks.studies import STUDIES, listing
 from subquad.benchmarks.timing import estimate, interleave, spread
 from subquad.benchmarks.windows import KINDS
 from subquad.training.errors import CommandError
@@ -44,11 +47,17 @@ _LONG_SECONDS = 1.0
 _EXTRAS = {"peers": "--peers", "compile": "--compile"}
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run ``subquad bench``.
+def main(
+    argv: Sequence[str],
+    prog: str = "subquad bench",
+    defaults: Mapping[str, Any] | None = None,
+) -> int:
+    """Measure what the command line asks for.
 
     Args:
-        argv: Arguments after ``subquad bench``.
+        argv: Arguments after the command.
+        prog: The command.
+        defaults: Of options, by attribute, where they are not the usual ones.
 
     Returns:
         0; 1 if the library's result was wrong in a case.
@@ -56,21 +65,29 @@ def main(argv: Sequence[str] | None = None) -> int:
     Raises:
         CommandError: Bad arguments, or a file that cannot be written.
     """
-    arguments = _parse(argv)
+    arguments = _parser(prog, defaults or {}).parse_args(argv)
     known = entries()
     if arguments.list:
         print(report.listing(known.values()))
         return 0
     for name in arguments.names:
+        if name in STUDIES:
+            raise CommandError(f"{name} stands first: subquad bench {name}")
         if name not in known:
-            raise CommandError(f"unknown benchmark {name!r}{nearest(name, known)}")
+            raise CommandError(
+                f"unknown benchmark {name!r}{nearest(name, [*known, *STUDIES])}"
+            )
     chosen = [known[name] for name in arguments.names] or list(known.values())
     options = Options(
         lengths=arguments.lengths,
         windows=arguments.windows,
         kinds=arguments.kinds,
-        passes=arguments.passes or ("forward", "both"),
+        passes=arguments.passes or Options.passes,
     )
+    _check_contenders(arguments.against, chosen, options)
+    check_outputs(arguments.json, arguments.plot)
+    if arguments.plot:
+        check_plot(arguments.plot)
     threads = torch.get_num_threads()
     torch.set_num_threads(arguments.threads or threads)
     try:
@@ -78,36 +95,80 @@ def main(argv: Sequence[str] | None = None) -> int:
     finally:
         torch.set_num_threads(threads)
     if arguments.json:
-        report.write_json(arguments.json, records)
+        write_json(arguments.json, records)
+    if arguments.plot:
+        scaling_plot.write(arguments.plot, records)
+    for path in filter(None, (arguments.json, arguments.plot)):
+        print(f"written: {path}")
     wrong = [case for case in records["cases"] if case["error"]]
     return 1 if wrong else 0
 
 
-def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = Parser(prog="subquad bench", description=__doc__)
+def _check_contenders(
+    wanted: Sequence[str], chosen: Iterable[Entry], options: Options
+) -> None:
+    cases = (case for entry in chosen for case in entry.cases(options))
+    names = {contender.name for case in cases for contender in case.contenders}
+    for name in wanted:
+        if name not in names:
+            raise CommandError(
+                f"--against: unknown contender {name!r}{nearest(name, names)}"
+            )
+
+
+_DEFAULTS: Mapping[str, Any] = {
+    "lengths": Options.lengths,
+    "windows": Options.windows,
+    "kinds": Options.kinds,
+    "against": (),
+    "memory": "library",
+    "repeats": 7,
+    "json": None,
+    "plot": None,
+}
+
+
+def _parser(prog: str, defaults: Mapping[str, Any]) -> Parser:
+    default = {**_DEFAULTS, **defaults}
+
+    def told(name: str, otherwise: str) -> str:
+        value = default[name]
+        if isinstance(value, tuple):
+            value = ",".join(map(str, value))
+        return f"(default: {value or otherwise})"
+
+    names = ", ".join(defaults.get("names", ())) or "all"
+    parser = Parser(
+        prog=prog,
+        description=__doc__,
+        epilog=f"commands of their own, each with --help:\n{listing()}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     add = parser.add_argument
-    add("names", nargs="*", metavar="NAME", help="what to measure (default: all)")
+    add(
+        "names",
+        nargs="*",
+        metavar="NAME",
+        help=f"what to measure, see --list (default: {names})",
+    )
     add("--list", action="store_true", help="tell what can be measured and stop")
     add(
         "--lengths",
         type=_numbers,
-        default=Options.lengths,
         metavar="L,...",
-        help="such as 512,1k,16k (default: 1k,4k)",
+        help=f"such as 512,1k,16k {told('lengths', '')}",
     )
     add(
         "--windows",
         type=_numbers,
-        default=Options.windows,
         metavar="W,...",
-        help="window sizes (default: 16,64,256)",
+        help=f"window sizes {told('windows', '')}",
     )
     add(
         "--kinds",
         type=_kinds,
-        default=(),
         metavar="KIND,...",
-        help=f"of windows: {', '.join(KINDS)} (default: all)",
+        help=f"of windows: {', '.join(KINDS)} {told('kinds', 'all')}",
     )
     add(
         "--forward",
@@ -128,21 +189,31 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add(
         "--against",
         type=_words,
-        default=(),
         metavar="NAME,...",
-        help="only these contenders and the library",
+        help=f"only these contenders and the library {told('against', 'all')}",
     )
     add(
         "--memory",
         choices=("none", "library", "all"),
-        default="library",
         help="whose extra memory to measure (default: %(default)s)",
     )
-    add("--repeats", type=_positive, default=7, metavar="N", help="rounds (default: 7)")
+    add(
+        "--repeats", type=_positive, metavar="N", help="rounds (default: %(default)s)"
+    )
     add("--threads", type=_positive, metavar="N", help="default: PyTorch's")
-    add("--json", metavar="FILE", help="write everything measured to a file")
-    arguments: argparse.Namespace = parser.parse_args(argv)
-    return arguments
+    add(
+        "--json",
+        metavar="FILE",
+        help=f"write everything measured to a file {told('json', 'none')}",
+    )
+    add(
+        "--plot",
+        metavar="FILE",
+        help="draw time and memory against length into a PNG, SVG or PDF file "
+        + told("plot", "none"),
+    )
+    parser.set_defaults(**default)
+    return parser
 
 
 def _positive(text: str) -> int:
@@ -169,6 +240,7 @@ def _kinds(text: str) -> tuple[str, ...]:
         if word not in KINDS:
             raise argparse.ArgumentTypeError(
                 f"expected one of {', '.join(KINDS)}, got {word!r}"
+                f"{nearest(word, KINDS)}"
             )
     return _words(text)
 
@@ -181,6 +253,7 @@ class _Bench:
         self.options = options
         self.rate_runs = machine.rate_runs()
         self.shared: dict[Any, list[float]] = {}
+        self.changes: dict[Any, float] = {}
         self.memory: MemoryServer | None = None
 
     def measure(self, chosen: Iterable[Entry]) -> dict[str, Any]:
@@ -198,7 +271,7 @@ class _Bench:
         with ExitStack() as stack:
             if self.arguments.memory != "none":
                 self.memory = stack.enter_context(
-                    serve_memory(self.options, torch.get_num_threads())
+                    serve_memory(torch.get_num_threads())
                 )
             for entry in chosen:
                 cases = []
@@ -209,6 +282,7 @@ class _Bench:
                 print(f"\n{report.table(entry, cases)}", flush=True)
                 records["cases"] += cases
         records["rates"] = _overall_rates(records["cases"])
+        records["crossovers"] = crossover.crossovers(records["cases"])
         print(f"\n{report.closing(records)}")
         return records
 
@@ -288,17 +362,36 @@ class _Bench:
         except Exception as error:
             first = (str(error).splitlines() or [""])[0]
             return _absent(f"{type(error).__name__}: {first}")
+        change = self._past_change(case, contender)
+        if change > causality.TOLERANCE and contender is case.contenders[0]:
+            return _wrong(change, f"reads the future: it changes the past by {change:.2g}")
         found = right.error(contender, results)
         if found is not None and not found <= case.tolerance:
-            return {
-                "status": "wrong",
-                "error": found,
-                "reason": f"wrong: off by {found:.2g}, allowed {case.tolerance:.2g}",
-            }
+            return _wrong(
+                found, f"wrong: off by {found:.2g}, allowed {case.tolerance:.2g}"
+            )
         # The first call may load or compile; of a long one it is the smaller part.
         if seconds < _LONG_SECONDS or contender.compiled:
             seconds = estimate(run)
-        return {"status": "measured", "error": found, "run": run, "estimate": seconds}
+        return {
+            "status": "measured",
+            "error": found,
+            "past_change": change,
+            "leaks": change > causality.TOLERANCE,
+            "run": run,
+            "estimate": seconds,
+        }
+
+    def _past_change(self, case: Case, contender: Contender) -> float:
+        """How much the future moves the past; once for all lengths."""
+        # One that is compiled would be so for every cut; what agrees with a causal
+        # definition cannot leak.
+        if case.future is None or contender.compiled:
+            return 0.0
+        key = (case.entry, case.group, contender.name)
+        if key not in self.changes:
+            self.changes[key] = causality.past_change(case, contender)
+        return self.changes[key]
 
     def _remember(self, contender: Contender, case: Case, seconds: list[float]) -> None:
         if contender.share is not None and median(seconds) > _SHARED_SECONDS:
@@ -316,7 +409,7 @@ class _Bench:
         elif contender is not case.contenders[0] and self.arguments.memory != "all":
             extra = "not asked for: --memory all"
         else:
-            extra = self.memory.extra_bytes(case, contender.name)
+            extra = self.memory.case_bytes(case, contender.name, self.options)
         if isinstance(extra, str):
             answer["memory_reason"] = extra
         else:
@@ -361,6 +454,10 @@ class _Definitions:
 def _rate_name(name: str) -> str:
     """What a run of the machine's rate is called among those of contenders."""
     return f"machine: {name}"
+
+
+def _wrong(error: float, reason: str) -> dict[str, Any]:
+    return {"status": "wrong", "error": error, "reason": reason}
 
 
 def _absent(reason: str) -> dict[str, Any]:

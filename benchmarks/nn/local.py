@@ -13,12 +13,15 @@ from subquad.benchmarks.ops.window_attention import (
     BATCH,
     HEADS,
     WIDTH,
+    check_softmax,
     window_flops,
 )
+from subquad.benchmarks.peers import peer
 from subquad.benchmarks.registry import (
     Build,
     Case,
     Contender,
+    Future,
     Options,
     Results,
     Run,
@@ -74,6 +77,7 @@ def _case(kind: str, size: int, length: int, which: str) -> Case:
         touched_bytes=products * (2 * tensor + weights)
         + (12 if backward else 4) * tensor,
         tensor_bytes=4 * tensor,
+        future=Future(axis=0, inputs=1) if window.causal else None,
     )
 
 
@@ -84,7 +88,26 @@ def _contenders(kind: str, size: int, length: int) -> tuple[Contender, ...]:
         return nn.LocalAttention(FEATURES, HEADS, window_size=size, causal=causal)
 
     def softmax() -> nn.MultiheadAttention:
+        check_softmax(length)
         return nn.MultiheadAttention(FEATURES, HEADS, causal=causal)
+
+    def local_mha() -> torch.nn.Module:
+        module: torch.nn.Module = peer("local-attention").LocalMHA(
+            dim=FEATURES,
+            heads=HEADS,
+            dim_head=WIDTH,
+            window_size=size,
+            causal=causal,
+            use_rotary_pos_emb=False,
+        )
+        return module
+
+    def x_transformers() -> torch.nn.Module:
+        check_softmax(length)
+        module: torch.nn.Module = peer("x-transformers").Attention(
+            dim=FEATURES, heads=HEADS, dim_head=WIDTH, causal=causal, flash=True
+        )
+        return module
 
     projections = "the four projections alone"
     return (
@@ -96,6 +119,19 @@ def _contenders(kind: str, size: int, length: int) -> tuple[Contender, ...]:
             _module(softmax),
             function="softmax over all keys",
             share=("softmax", length, causal),
+        ),
+        Contender(
+            "local-attention",
+            _peer(local_mha),
+            extra="peers",
+            function="LocalMHA, projections without biases",
+        ),
+        Contender(
+            "x-transformers",
+            _peer(x_transformers),
+            extra="peers",
+            function="softmax over all keys, projections without biases",
+            share=("x-transformers", length, causal),
         ),
         Contender(
             "projections", _projections(functional.projection), function=projections
@@ -122,6 +158,19 @@ def _module(
             linear.bias = torch.nn.Parameter(parameters[2 * i + 1])
             leaves += [linear.weight, linear.bias]
         return differentiated(lambda: module(x)[0], leaves, x.shape, backward)
+
+    return build
+
+
+def _peer(make: Callable[[], torch.nn.Module]) -> Build:
+    """A module of another package, batch first and with parameters of its own."""
+
+    def build(inputs: Results, backward: bool) -> Run:
+        x, module = inputs[0], make()
+        leaves = [x, *module.parameters()]
+        return differentiated(
+            lambda: module(x.transpose(0, 1)).transpose(0, 1), leaves, x.shape, backward
+        )
 
     return build
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable, Iterator
 
 import torch
@@ -10,10 +9,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from subquad import functional
+from subquad.benchmarks.peers import peer
 from subquad.benchmarks.registry import (
     Build,
     Case,
     Contender,
+    Future,
     Options,
     Results,
     Run,
@@ -29,6 +30,8 @@ Attention = Callable[[Tensor, Tensor, Tensor], Tensor]
 BATCH, HEADS, WIDTH = 1, 8, 64
 # Beyond this length a mask of L x L numbers takes a gigabyte.
 _LONGEST_MASK = 4096
+# Beyond this length softmax over all keys takes minutes.
+_LONGEST_SOFTMAX = 16384
 
 
 @register("window_attention", "softmax over a window of keys; B=1, H=8, D=64, float32")
@@ -63,14 +66,12 @@ def _case(kind: str, size: int, length: int, which: str) -> Case:
         useful_flops=window_flops(window, length, backward),
         touched_bytes=touched,
         tensor_bytes=4 * tensor,
+        future=Future(axis=2, inputs=3) if window.causal else None,
     )
 
 
 def _contenders(kind: str, size: int, length: int) -> tuple[Contender, ...]:
     window = window_of(kind, size)
-
-    def full(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        return F.scaled_dot_product_attention(q, k, v, is_causal=window.causal)
 
     # The causal window of local-attention has one key more.
     wider = _definition(Window(1, size, 0, True)) if window.causal else None
@@ -82,7 +83,7 @@ def _contenders(kind: str, size: int, length: int) -> tuple[Contender, ...]:
         ),
         Contender(
             "SDPA",
-            _contender(lambda _, __: full),
+            _contender(lambda L, _: softmax(window.causal, L)),
             function="softmax over all keys",
             share=("SDPA", length, window.causal),
         ),
@@ -126,6 +127,22 @@ def ours(window: Window) -> Attention:
     )
 
 
+def softmax(causal: bool, length: int) -> Attention:
+    """PyTorch's attention to all keys."""
+    check_softmax(length)
+    return lambda q, k, v: F.scaled_dot_product_attention(q, k, v, is_causal=causal)
+
+
+def check_softmax(length: int) -> None:
+    """Refuse softmax over all keys where it takes too long.
+
+    Raises:
+        UnavailableError: The length.
+    """
+    if length > _LONGEST_SOFTMAX:
+        raise UnavailableError(f"not run beyond L = {_LONGEST_SOFTMAX}: L x L time")
+
+
 def _definition(window: Window) -> Build:
     """The benchmark reference in float64, head by head to spare memory."""
 
@@ -159,11 +176,7 @@ def _compiled(attention: Attention) -> Attention:
 
 
 def _local_attention(kind: str, size: int) -> Attention:
-    try:
-        package = importlib.import_module("local_attention")
-    except ImportError:
-        raise UnavailableError("not installed: pip install local-attention") from None
-    module: Attention = package.LocalAttention(
+    module: Attention = peer("local-attention").LocalAttention(
         window_size=size,
         causal=kind == "causal",
         look_backward=1,

@@ -26,10 +26,10 @@ def test_peak_counts_what_is_neither_there_before_nor_returned():
 def test_server_measures_contenders_in_processes_of_their_own():
     options = Options(lengths=(1024,), windows=(32,), kinds=("causal",))
     first, both = entries()["window_attention"].cases(options)
-    with serve_memory(options, threads=1) as server:
-        plain = server.extra_bytes(both, "einsum")
-        ours = server.extra_bytes(both, "subquad")
-        unknown = server.extra_bytes(first, "nobody")
+    with serve_memory(threads=1) as server:
+        plain = server.case_bytes(both, "einsum", options)
+        ours = server.case_bytes(both, "subquad", options)
+        unknown = server.case_bytes(first, "nobody", options)
     # The band alone: 8 heads, 1024 queries, 63 keys, twice.
     assert plain > 8 * 1024 * 63 * 4 * 2
     assert ours < plain

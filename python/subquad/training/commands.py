@@ -5,73 +5,25 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
-from subquad.nn import get_mechanism, mechanisms
+from subquad.nn import mechanisms
 from subquad.training.checkpoint import Checkpoint, load
 from subquad.training.compare import compare, table
 from subquad.training.config import ModelConfig, RunConfig
 from subquad.training.errors import CommandError
 from subquad.training.generate import continue_text
 from subquad.training.lm import saved_config, train
+from subquad.training.mechanism import Mechanism, mechanism_arguments
 from subquad.training.options import Parser, add_settings
 from subquad.training.processes import first, launched, processes
 
 # What the command compares when it is told neither a text nor a mechanism.
 _COMPARED = "local,softmax"
-# A window for text, wider than the mechanism's own default.
-_DEFAULTS: Mapping[str, Mapping[str, Any]] = {"local": {"window_size": 64}}
 # Settings that a resumed run may change.
 _CHANGEABLE = ("steps", "eval_interval", "log_interval")
-_PREFIX = "attn_args."
-
-
-@dataclass(frozen=True)
-class Mechanism:
-    """A registered mechanism as the command line sees it.
-
-    Attributes:
-        name: in the registry.
-        parser: of its own options; those not given leave no attribute behind.
-        defaults: of its own options, by argument name.
-    """
-
-    name: str
-    parser: argparse.ArgumentParser
-    defaults: dict[str, Any]
-
-    @classmethod
-    def find(cls, name: str) -> Mechanism:
-        """Return the mechanism of a name.
-
-        Raises:
-            CommandError: there is none of that name.
-        """
-        try:
-            mechanism = get_mechanism(name)
-        except ValueError as error:
-            raise CommandError(f"--attention: {error}") from None
-        parser = argparse.ArgumentParser(add_help=False)
-        mechanism.add_attn_specific_args(parser)
-        defaults = {}
-        for action in parser._actions:
-            argument = action.dest.removeprefix(_PREFIX)
-            defaults[argument] = _DEFAULTS.get(name, {}).get(argument, action.default)
-            action.default = argparse.SUPPRESS
-            help = (action.help or "").replace("%(default)s", str(defaults[argument]))
-            action.help = f"of {name}: {help}"
-            action.metavar = action.metavar or "X"
-            if argument == "causal":  # a language model leaves no choice
-                del defaults[argument]
-                action.help = argparse.SUPPRESS
-        return cls(name, parser, defaults)
-
-    def own(self, given: Mapping[str, Any]) -> dict[str, Any]:
-        """Return this mechanism's arguments, given or default."""
-        own = {name: given[name] for name in self.defaults if name in given}
-        return self.defaults | own
 
 
 def train_lm(argv: Sequence[str]) -> int:
@@ -98,11 +50,7 @@ def train_lm(argv: Sequence[str]) -> int:
     )
     if "text" in settings:
         settings["text"] = str(Path(settings["text"]).resolve())
-    arguments = {
-        name.removeprefix(_PREFIX): value
-        for name, value in given.items()
-        if name.startswith(_PREFIX)
-    }
+    arguments = mechanism_arguments(given)
     if checkpoint and saved:
         return _resume(checkpoint, saved, settings, arguments, running)
     running.setdefault("out", time.strftime("runs/lm-%Y%m%d-%H%M%S"))
