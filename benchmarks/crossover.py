@@ -55,10 +55,10 @@ def crossovers(cases: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         for quantity, key in QUANTITIES.items():
             points = []
             for case in group:
-                ours, softmax = next(iter(case["contenders"].values())), softmax_of(case)
-                costs = (ours.get(key), (softmax or {}).get(key))
-                if costs[0] and costs[1]:
-                    points.append((int(case["labels"]["L"]), *costs))
+                ours = next(iter(case["contenders"].values())).get(key)
+                softmax = (softmax_of(case) or {}).get(key)
+                if ours and softmax:
+                    points.append((int(case["labels"]["L"]), ours, softmax))
             if len(points) > 1:
                 found.append(
                     {

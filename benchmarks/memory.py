@@ -87,9 +87,7 @@ class MemoryServer:
             "contender": contender,
             "options": dataclasses.asdict(options),
         }
-        return self.extra_bytes(
-            f"{__name__}:prepare_case", int(labels["L"]), arguments
-        )
+        return self.extra_bytes(f"{__name__}:prepare_case", int(labels["L"]), arguments)
 
     def close(self) -> None:
         """End the process."""

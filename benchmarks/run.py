@@ -197,9 +197,7 @@ def _parser(prog: str, defaults: Mapping[str, Any]) -> Parser:
         choices=("none", "library", "all"),
         help="whose extra memory to measure (default: %(default)s)",
     )
-    add(
-        "--repeats", type=_positive, metavar="N", help="rounds (default: %(default)s)"
-    )
+    add("--repeats", type=_positive, metavar="N", help="rounds (default: %(default)s)")
     add("--threads", type=_positive, metavar="N", help="default: PyTorch's")
     add(
         "--json",
@@ -270,9 +268,7 @@ class _Bench:
         print(report.heading(records))
         with ExitStack() as stack:
             if self.arguments.memory != "none":
-                self.memory = stack.enter_context(
-                    serve_memory(torch.get_num_threads())
-                )
+                self.memory = stack.enter_context(serve_memory(torch.get_num_threads()))
             for entry in chosen:
                 cases = []
                 for case in entry.cases(self.options):
@@ -364,7 +360,9 @@ class _Bench:
             return _absent(f"{type(error).__name__}: {first}")
         change = self._past_change(case, contender)
         if change > causality.TOLERANCE and contender is case.contenders[0]:
-            return _wrong(change, f"reads the future: it changes the past by {change:.2g}")
+            return _wrong(
+                change, f"reads the future: it changes the past by {change:.2g}"
+            )
         found = right.error(contender, results)
         if found is not None and not found <= case.tolerance:
             return _wrong(

@@ -11,7 +11,7 @@ from typing import Any
 
 from subquad.nn import mechanisms
 from subquad.training.checkpoint import Checkpoint, load
-from subquad.training.compare import compare, table
+from subquad.training.compare import compare, stopped, table
 from subquad.training.config import ModelConfig, RunConfig
 from subquad.training.errors import CommandError
 from subquad.training.generate import continue_text
@@ -103,7 +103,7 @@ def _resume(
 def _finish(end: Mapping[str, Any], run: RunConfig) -> int:
     """Print the result of one run and return the exit code."""
     if end["signal"]:
-        return 128 + int(end["signal"])
+        return stopped(end, run.out)
     if first():
         print(f"{table([end])}\n\nsubquad generate {run.out}")
     return 0

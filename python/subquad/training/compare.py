@@ -17,7 +17,7 @@ from subquad.training.errors import report_errors
 from subquad.training.generate import continue_text
 from subquad.training.lm import train
 from subquad.training.log import use_tensorboard
-from subquad.training.processes import processes
+from subquad.training.processes import first, processes
 
 _PROMPT = "The "
 _SAMPLE = 240  # tokens
@@ -75,6 +75,17 @@ def table(ends: Sequence[Mapping[str, Any]]) -> str:
     )
 
 
+def stopped(end: Mapping[str, Any], folder: str) -> int:
+    """Tell how to go on with a run that a signal ended and return the exit code."""
+    if first():
+        print(
+            f"{end['attention']}: stopped at step {end['step']}; to go on: "
+            f"subquad train lm --resume {folder}",
+            file=sys.stderr,
+        )
+    return 128 + int(end["signal"])
+
+
 def last_record(folder: Path) -> dict[str, Any]:
     """Return the record of the end of a run."""
     lines = (folder / "log.jsonl").read_text(encoding="utf-8").splitlines()
@@ -109,6 +120,6 @@ def _run_apart(config: ModelConfig, run: RunConfig) -> int:
 def _train(config: ModelConfig, run: RunConfig) -> None:
     def command() -> int:
         end = train(config, run)
-        return 128 + int(end["signal"]) if end["signal"] else 0
+        return stopped(end, run.out) if end["signal"] else 0
 
     sys.exit(report_errors(command))

@@ -370,11 +370,6 @@ class Trainer:
                 "signal": 0 if stop == _OUT_OF_TIME else stop,
             }
             log.write("end", self.step, **end)
-        if end["signal"]:
-            self._tell(
-                f"stopped at step {self.step}; to go on: "
-                f"subquad train lm --resume {self.folder}"
-            )
         return {"step": self.step, **end}
 
     def _train_step(self, model: nn.Module) -> None:

@@ -23,9 +23,18 @@ def peak_memory(device: torch.device) -> int:
     return _status("VmHWM") or _largest_resident_set()
 
 
+def available_memory() -> int | None:
+    """Return the bytes that processes can still get, None where unknown."""
+    return _kilobytes("/proc/meminfo", "MemAvailable")
+
+
 def _status(field: str) -> int | None:
+    return _kilobytes("/proc/self/status", field)
+
+
+def _kilobytes(path: str, field: str) -> int | None:
     try:
-        lines = Path("/proc/self/status").read_text().splitlines()
+        lines = Path(path).read_text().splitlines()
     except OSError:
         return None
     for line in lines:

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import fields
 from typing import Any, NoReturn
 
+from subquad.nn.arguments import ArgumentContainer
 from subquad.training.errors import CommandError
 
 
@@ -45,13 +46,20 @@ def nearest(word: str, valid: Iterable[str]) -> str:
     return f"; did you mean {matches[0]!r}?" if matches else ""
 
 
-def add_settings(parser: argparse.ArgumentParser, settings: type) -> None:
+def add_settings(
+    parser: ArgumentContainer, settings: type, leave_out: Iterable[str] = ()
+) -> None:
     """Add an option for every field of a settings class that has metadata.
 
     Options that are not given leave no attribute behind.
+
+    Args:
+        parser: a parser or a group of one.
+        settings: the class.
+        leave_out: fields that the caller decides.
     """
     for setting in fields(settings):
-        if not setting.metadata:
+        if not setting.metadata or setting.name in leave_out:
             continue
         parser.add_argument(
             f"--{setting.name.replace('_', '-')}",
