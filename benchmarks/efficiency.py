@@ -330,4 +330,6 @@ def _middle_mean(seconds: Sequence[float]) -> float:
     times = torch.tensor(seconds, dtype=torch.float64)
     bounds = torch.tensor([0.25, 0.75], dtype=torch.float64)
     low, high = times.quantile(bounds, interpolation="midpoint")
-    return float(times[(times >= low) & (times <= high)].mean())
+    middle = times[(times >= low) & (times <= high)]
+    # Of two times none lies between the quartiles, which are the same.
+    return float(middle.mean() if len(middle) else times.mean())

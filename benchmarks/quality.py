@@ -52,6 +52,8 @@ def main(argv: Sequence[str]) -> int:
     ]
     parser = _parser(found)
     options = vars(parser.parse_args(argv))
+    if options["threads"] < 0:
+        raise CommandError(f"--threads: must be at least 0, got {options['threads']}")
     check_outputs(options["json"])
     settings = {
         f.name: options[f.name] for f in fields(ModelConfig) if f.name in options
@@ -60,9 +62,12 @@ def main(argv: Sequence[str]) -> int:
     try:
         configs = [
             ModelConfig(
-                **{**_BUDGET, **settings},
-                attention=each.name,
-                attention_args=each.own(arguments),
+                **{
+                    **_BUDGET,
+                    **settings,
+                    "attention": each.name,
+                    "attention_args": each.own(arguments),
+                }
             )
             for each in found
         ]

@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import sys
 
@@ -10,9 +11,11 @@ from subquad.benchmarks.registry import (
     Case,
     Contender,
     Entry,
+    Future,
     UnavailableError,
     entries,
 )
+from subquad.benchmarks.studies import STUDIES
 from subquad.training.errors import CommandError
 
 QUICK = ["--repeats", "2", "--memory", "none", "--threads", "1"]
@@ -57,6 +60,17 @@ def register_case(monkeypatch):
         monkeypatch.setitem(registry._ENTRIES, "made", entry)
 
     return register
+
+
+def test_help_names_the_commands(capsys):
+    with pytest.raises(SystemExit):
+        benchmarks.main(["--help"])
+    printed = capsys.readouterr().out
+    for name in STUDIES:
+        assert f"  {name} " in printed
+        with pytest.raises(SystemExit):
+            benchmarks.main([name, "--help"])
+        assert f"usage: subquad bench {name} " in capsys.readouterr().out
 
 
 def test_list_names_every_operator_and_module(capsys):
@@ -123,12 +137,14 @@ def test_useful_work_of_a_case(tmp_path):
 
 @pytest.mark.parametrize("name", ["LocalAttention", "projection"])
 def test_modules_and_projection_agree(tmp_path, name):
-    code, records = bench(tmp_path, name, "--lengths", "64", "--windows", "8")
+    options = ["--lengths", "64", "--windows", "8", "--peers"]
+    code, records = bench(tmp_path, name, *options)
     assert code == 0
     for case in records["cases"]:
         assert case["error"] is None
         for contender in case["contenders"].values():
             assert contender["median_seconds"] > 0
+            assert not contender["leaks"]
 
 
 def test_a_wrong_result_of_the_library_is_refused(tmp_path, register_case, capsys):
@@ -188,6 +204,50 @@ def test_a_peer_that_is_not_installed_is_named(tmp_path, monkeypatch, capsys):
     assert "- local-attention: not installed: pip install local-attention" in printed
 
 
+def test_a_peer_that_cannot_be_imported_shows_its_error(tmp_path, monkeypatch, capsys):
+    (tmp_path / "local_attention.py").write_text("import no_such_module_of_a_peer")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "local_attention", raising=False)
+    options = ["--lengths", "64", "--windows", "8", "--kinds", "block", "--forward"]
+    bench(tmp_path, "window_attention", *options, "--against", "local-attention")
+    printed = capsys.readouterr().out
+    assert "- local-attention: ModuleNotFoundError: No module named" in printed
+
+
+def test_leaks_of_causal_cases_are_marked(tmp_path, register_case, monkeypatch, capsys):
+    register_case(("subquad", constant(torch.tensor([1.0, 2.0]))))
+    (case,) = registry._ENTRIES["made"].cases(registry.Options())
+
+    def leaky(inputs, backward):
+        return lambda: (torch.tensor([1.0, 2.0]) + inputs[0].sum(),)
+
+    sums = Contender("sums", leaky, function="something else")
+    case = dataclasses.replace(
+        case,
+        inputs=lambda: (torch.tensor([1.0, -1.0]),),
+        contenders=[*case.contenders, sums],
+        future=Future(axis=0, inputs=1),
+    )
+    entry = Entry("made", "for a test", lambda options: [case])
+    monkeypatch.setitem(registry._ENTRIES, "made", entry)
+    code, records = bench(tmp_path, "made")
+    assert code == 0
+    contenders = records["cases"][0]["contenders"]
+    assert not contenders["subquad"]["leaks"]
+    assert contenders["sums"]["leaks"]
+    printed = capsys.readouterr().out
+    assert "- sums: leaks: changing the future changes the past by" in printed
+    assert "x!\n" in printed
+
+    # Of the library it is an error.
+    case = dataclasses.replace(case, contenders=[Contender("subquad", leaky)])
+    entry = Entry("made", "for a test", lambda options: [case])
+    monkeypatch.setitem(registry._ENTRIES, "made", entry)
+    code, records = bench(tmp_path, "made")
+    assert code == 1
+    assert "reads the future" in records["cases"][0]["error"]
+
+
 def test_slow_shared_work_is_measured_once(tmp_path, register_case, monkeypatch):
     register_case(("subquad", constant(torch.tensor([1.0, 2.0]))))
     (case,) = registry._ENTRIES["made"].cases(registry.Options())
@@ -238,6 +298,12 @@ def test_names_are_unique():
         (["--lengths", "1k,x"], "expected a positive number, got 'x'"),
         (["--kinds", "round"], "expected one of block, sliding, causal, got 'round'"),
         (["--repeats", "-1"], "expected a positive number"),
+        (["--kinds", "slidng"], "did you mean 'sliding'?"),
+        (["--against", "einsm"], "unknown contender 'einsm'; did you mean 'einsum'?"),
+        (["qualty"], "unknown benchmark 'qualty'; did you mean 'quality'?"),
+        (["projection", "scaling"], "stands first: subquad bench scaling"),
+        (["--plot", "x.doc"], "expected a name that ends in .png, .svg, .pdf"),
+        (["--plot", "no/x.png"], "cannot write no/x.png: No such file"),
         (["--nothing"], "unknown option '--nothing'"),
     ],
 )

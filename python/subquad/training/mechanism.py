@@ -46,7 +46,8 @@ class Mechanism:
             mechanism = get_mechanism(name)
         except ValueError as error:
             raise CommandError(f"--attention: {error}") from None
-        parser = argparse.ArgumentParser(add_help=False)
+        # Its groups keep the handler when another parser takes them over.
+        parser = argparse.ArgumentParser(add_help=False, conflict_handler="resolve")
         mechanism.add_attn_specific_args(parser)
         own = {}
         for action in parser._actions:
