@@ -55,42 +55,42 @@ def main(argv: Sequence[str]) -> int:
     if options["threads"] < 0:
         raise CommandError(f"--threads: must be at least 0, got {options['threads']}")
     check_outputs(options["json"])
-    settings = {
-        f.name: options[f.name] for f in fields(ModelConfig) if f.name in options
-    }
-    arguments = mechanism_arguments(options)
-    try:
-        configs = [
-            ModelConfig(
-                **{
-                    **_BUDGET,
-                    **settings,
-                    "attention": each.name,
-                    "attention_args": each.own(arguments),
-                }
-            )
-            for each in found
-        ]
-    except ValueError as error:
-        raise CommandError(str(error)) from None
-    left_out: dict[str, str] = {}
-    for config in configs:
-        try:
-            build_model(config, 256)
-        except CommandError as error:
-            if names:  # asked for by name
-                raise
-            left_out[config.attention] = str(error)
-    configs = [c for c in configs if c.attention not in left_out]
+    configs, left_out = _configs(found, options, strict=bool(names))
     with _threads(options["threads"]):
         records = measure(configs, options["seeds"], options["device"])
-    records["left_out"] = left_out
+    records["left_out"] |= left_out
     if records["runs"]:
         print(table(records))
     if options["json"]:
         write_json(options["json"], records)
         print(f"written: {options['json']}")
     return _INTERRUPTED if records["interrupted"] else 0
+
+
+def _configs(
+    found: Sequence[Mechanism], options: Mapping[str, Any], strict: bool
+) -> tuple[list[ModelConfig], dict[str, str]]:
+    """Settings of every mechanism, and why one is left out, unless ``strict``."""
+    settings = {
+        f.name: options[f.name] for f in fields(ModelConfig) if f.name in options
+    }
+    arguments = mechanism_arguments(options)
+    configs, left_out = [], {}
+    for each in found:
+        own = {"attention": each.name, "attention_args": each.own(arguments)}
+        try:
+            config = ModelConfig(**{**_BUDGET, **settings, **own})
+        except ValueError as error:
+            raise CommandError(str(error)) from None
+        try:
+            build_model(config, 256)
+        except CommandError as error:
+            if strict:
+                raise
+            left_out[each.name] = str(error)
+        else:
+            configs.append(config)
+    return configs, left_out
 
 
 def _parser(found: Sequence[Mechanism]) -> Parser:
@@ -173,13 +173,22 @@ def measure(
         "threads": torch.get_num_threads(),
         "configs": [config.to_json() for config in configs],
         "seeds": list(seeds),
+        "left_out": {},
         "interrupted": False,
         "runs": [],
     }
     try:
         for seed in seeds:
             for config in configs:
-                end = _train(replace(config, seed=seed), device)
+                if config.attention in records["left_out"]:
+                    continue
+                try:
+                    end = _train(replace(config, seed=seed), device)
+                except CommandError as error:
+                    if not records["runs"]:  # as bad for all of them
+                        raise
+                    records["left_out"][config.attention] = str(error)
+                    continue
                 if end["signal"]:
                     records["interrupted"] = True
                     return records

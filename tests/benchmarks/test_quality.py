@@ -7,6 +7,7 @@ import pytest
 from subquad import UnsupportedPattern, cli, nn
 from subquad.benchmarks import quality
 from subquad.nn import registry
+from subquad.training.errors import CommandError
 from subquad.training.lm import Trainer
 
 TINY = (
@@ -93,6 +94,22 @@ def test_a_mechanism_that_cannot_be_causal_is_left_out(bench, monkeypatch, capsy
     assert "- both: left out: Both: no causal form" in capsys.readouterr().out
     assert bench("--attention", "both")[0] == 2  # asked for
     assert "subquad: Both: no causal form" in capsys.readouterr().err
+
+
+def test_a_run_that_fails_does_not_lose_the_others(bench, monkeypatch, capsys):
+    step = Trainer._train_step
+
+    def diverging(trainer, model):
+        if trainer.config.attention == "softmax":
+            raise CommandError("the training loss is nan")
+        step(trainer, model)
+
+    monkeypatch.setattr(Trainer, "_train_step", diverging)
+    code, records = bench("--seeds", "0,1")
+    assert code == 0
+    assert [run["attention"] for run in records["runs"]] == ["local", "local"]
+    assert records["left_out"] == {"softmax": "the training loss is nan"}
+    assert "- softmax: left out: the training loss is nan" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
