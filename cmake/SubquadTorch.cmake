@@ -8,6 +8,9 @@
 # unpacked libtorch, or site-packages/torch); otherwise Python_EXECUTABLE, or the
 # first Python found, is asked which torch it imports.
 #
+# subquad::torch is the library that AOTInductor's packages load by its name: a
+# program that runs them links it too.
+#
 # Sets SUBQUAD_TORCH_ROOT, SUBQUAD_TORCH_VERSION, SUBQUAD_TORCH_CXX11_ABI,
 # SUBQUAD_TORCH_CUDA (the toolkit's version; empty for a CPU build, or where
 # Python was not asked), or SUBQUAD_TORCH_ERROR, one sentence.
@@ -64,12 +67,12 @@ if(NOT SUBQUAD_TORCH_ERROR AND NOT TARGET subquad_torch)
   target_compile_definitions(
     subquad_torch INTERFACE _GLIBCXX_USE_CXX11_ABI=${SUBQUAD_TORCH_CXX11_ABI})
   # Imported libraries: CMake adds their folder to the run path of programs.
-  foreach(library torch_cpu c10)
-    add_library(subquad_torch_${library} SHARED IMPORTED)
+  foreach(library torch_cpu c10 torch)
+    add_library(subquad::${library} SHARED IMPORTED)
     set_target_properties(
-      subquad_torch_${library}
+      subquad::${library}
       PROPERTIES IMPORTED_LOCATION
                  "${SUBQUAD_TORCH_ROOT}/lib/lib${library}.so")
-    target_link_libraries(subquad_torch INTERFACE subquad_torch_${library})
   endforeach()
+  target_link_libraries(subquad_torch INTERFACE subquad::torch_cpu subquad::c10)
 endif()

@@ -13,7 +13,7 @@ string(REGEX MATCH "^[0-9]+\\.[0-9]+" SUBQUAD_FOUND_TORCH
 if(NOT SUBQUAD_TORCH_ERROR AND NOT SUBQUAD_FOUND_TORCH STREQUAL
                                SUBQUAD_BUILT_TORCH)
   set(SUBQUAD_TORCH_ERROR
-      "built for torch ${SUBQUAD_BUILT_TORCH} and found torch ${SUBQUAD_TORCH_VERSION} in ${SUBQUAD_TORCH_ROOT}: install torch ${SUBQUAD_BUILT_TORCH} there, or build subquad for torch ${SUBQUAD_FOUND_TORCH}"
+      "built for torch ${SUBQUAD_BUILT_TORCH} and found torch ${SUBQUAD_TORCH_VERSION} in ${SUBQUAD_TORCH_ROOT}: install torch ${SUBQUAD_BUILT_TORCH} there, or a subquad that was built for torch ${SUBQUAD_FOUND_TORCH}"
   )
 endif()
 if(SUBQUAD_TORCH_ERROR)

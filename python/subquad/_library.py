@@ -57,7 +57,7 @@ def check(record: dict[str, Any], torch_version: str) -> None:
         raise ImportError(
             f"subquad {record['version']} was built for torch {built} and found torch "
             f"{torch_version}. Install torch {built} (pip install "
-            f"'torch=={built}.*'), or build subquad from source for torch {found}."
+            f"'torch=={built}.*'), or a subquad that was built for torch {found}."
         )
 
 
