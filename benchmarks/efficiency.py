@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from subquad.benchmarks import efficiency_plot, machine, report
+from subquad.benchmarks.arguments import numbers, positive
 from subquad.benchmarks.costs import Costs, read_costs
 from subquad.benchmarks.efficiency_length import Fit, efficiency_length
 from subquad.benchmarks.memory import MemoryServer, serve_memory
@@ -161,32 +162,35 @@ def _parser(found: Sequence[Mechanism]) -> Parser:
         metavar="L,...",
         help=f"(default: {','.join(map(str, lengths))})",
     )
-    add("--batch", type=int, default=1, metavar="B", help="rows (default: 1; CAB: 4)")
+    add(
+        "--batch",
+        type=positive,
+        default=1,
+        metavar="B",
+        help="rows (default: 1; CAB: 4)",
+    )
     add(
         "--dropout", type=float, default=0.3, metavar="P", help="(default: %(default)s)"
     )
     add(
         "--repeats",
-        type=int,
+        type=positive,
         default=100,
         metavar="N",
         help="turns of each mechanism at each length, fewer where they take seconds "
         "(default: %(default)s)",
     )
-    add("--threads", type=int, metavar="N", help="default: PyTorch's")
+    add("--threads", type=positive, metavar="N", help="default: PyTorch's")
     add("--json", metavar="FILE", help="write measurements and fits to a file")
     add("--plot", metavar="FILE", help="draw both into a PNG, SVG or PDF file")
     return parser
 
 
 def _lengths(text: str) -> tuple[int, ...]:
-    try:
-        lengths = tuple(sorted({int(word) for word in text.split(",")}))
-    except ValueError:
-        lengths = ()
-    if len(lengths) < 4 or lengths[0] < 1:
+    lengths = tuple(sorted(set(numbers(text))))
+    if len(lengths) < 4:
         raise argparse.ArgumentTypeError(
-            f"expected at least four different positive lengths, got {text!r}"
+            f"expected at least four different lengths, got {text!r}"
         )
     return lengths
 
@@ -222,10 +226,6 @@ class _Measurement:
         mechanisms: Mapping[str, Mapping[str, Any]],
         strict: bool,
     ) -> None:
-        for flag, least in (("batch", 1), ("repeats", 1), ("threads", 1)):
-            value = getattr(options, flag)
-            if value is not None and value < least:
-                raise CommandError(f"--{flag}: must be at least {least}, got {value}")
         self.options = options
         self.reasons: list[str] = []
         self.mechanisms: dict[str, Mapping[str, Any]] = {SOFTMAX: {}}

@@ -20,6 +20,7 @@ from typing import Any
 import torch
 
 from subquad.benchmarks import machine, report
+from subquad.benchmarks.arguments import positive
 from subquad.benchmarks.output import check_outputs, write_json
 from subquad.nn import mechanisms
 from subquad.training.config import ModelConfig, RunConfig
@@ -52,8 +53,6 @@ def main(argv: Sequence[str]) -> int:
     ]
     parser = _parser(found)
     options = vars(parser.parse_args(argv))
-    if options["threads"] < 0:
-        raise CommandError(f"--threads: must be at least 0, got {options['threads']}")
     check_outputs(options["json"])
     configs, left_out = _configs(found, options, strict=bool(names))
     with _threads(options["threads"]):
@@ -120,14 +119,14 @@ def _parser(found: Sequence[Mechanism]) -> Parser:
         metavar="N,...",
         help="of weights and data order (default: 0,1,2)",
     )
-    add("--threads", type=int, default=0, metavar="N", help="default: PyTorch's")
-    add("--json", default=None, metavar="FILE", help="write the results to a file")
-    budget = parser.add_argument_group(
-        "budget and model",
-        f"as of `subquad train lm`, but by default "
-        f"{', '.join(f'--{name} {value}' for name, value in _BUDGET.items())}",
+    add(
+        "--threads", type=positive, default=None, metavar="N", help="default: PyTorch's"
     )
-    add_settings(budget, ModelConfig, leave_out=("seed", "eval_interval"))
+    add("--json", default=None, metavar="FILE", help="write the results to a file")
+    budget = parser.add_argument_group("budget and model")
+    add_settings(
+        budget, ModelConfig, defaults=_BUDGET, leave_out=("seed", "eval_interval")
+    )
     add("--device", default="auto", help="cpu, cuda, cuda:1, ... (default: auto)")
     return parser
 
@@ -145,7 +144,7 @@ def _seeds(text: str) -> tuple[int, ...]:
 
 
 @contextmanager
-def _threads(count: int) -> Iterator[None]:
+def _threads(count: int | None) -> Iterator[None]:
     before = torch.get_num_threads()
     torch.set_num_threads(count or before)
     try:

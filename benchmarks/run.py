@@ -19,6 +19,7 @@ from typing import Any
 import torch
 
 from subquad.benchmarks import causality, crossover, machine, report, scaling_plot
+from subquad.benchmarks.arguments import numbers, positive, words
 from subquad.benchmarks.memory import MemoryServer, serve_memory
 from subquad.benchmarks.output import check_outputs, write_json
 from subquad.benchmarks.plot import check_plot
@@ -154,13 +155,13 @@ def _parser(prog: str, defaults: Mapping[str, Any]) -> Parser:
     add("--list", action="store_true", help="tell what can be measured and stop")
     add(
         "--lengths",
-        type=_numbers,
+        type=numbers,
         metavar="L,...",
         help=f"such as 512,1k,16k {told('lengths', '')}",
     )
     add(
         "--windows",
-        type=_numbers,
+        type=numbers,
         metavar="W,...",
         help=f"window sizes {told('windows', '')}",
     )
@@ -188,7 +189,7 @@ def _parser(prog: str, defaults: Mapping[str, Any]) -> Parser:
     add("--compile", action="store_true", help="the reference under torch.compile too")
     add(
         "--against",
-        type=_words,
+        type=words,
         metavar="NAME,...",
         help=f"only these contenders and the library {told('against', 'all')}",
     )
@@ -197,8 +198,8 @@ def _parser(prog: str, defaults: Mapping[str, Any]) -> Parser:
         choices=("none", "library", "all"),
         help="whose extra memory to measure (default: %(default)s)",
     )
-    add("--repeats", type=_positive, metavar="N", help="rounds (default: %(default)s)")
-    add("--threads", type=_positive, metavar="N", help="default: PyTorch's")
+    add("--repeats", type=positive, metavar="N", help="rounds (default: %(default)s)")
+    add("--threads", type=positive, metavar="N", help="default: PyTorch's")
     add(
         "--json",
         metavar="FILE",
@@ -214,33 +215,14 @@ def _parser(prog: str, defaults: Mapping[str, Any]) -> Parser:
     return parser
 
 
-def _positive(text: str) -> int:
-    factor = {"k": 1024, "m": 1024**2}.get(text[-1:].lower(), 1)
-    try:
-        number = int(text[:-1] if factor > 1 else text) * factor
-    except ValueError:
-        number = 0
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"expected a positive number, got {text!r}")
-    return number
-
-
-def _words(text: str) -> tuple[str, ...]:
-    return tuple(word.strip() for word in text.split(","))
-
-
-def _numbers(text: str) -> tuple[int, ...]:
-    return tuple(_positive(word) for word in _words(text))
-
-
 def _kinds(text: str) -> tuple[str, ...]:
-    for word in _words(text):
+    for word in words(text):
         if word not in KINDS:
             raise argparse.ArgumentTypeError(
                 f"expected one of {', '.join(KINDS)}, got {word!r}"
                 f"{nearest(word, KINDS)}"
             )
-    return _words(text)
+    return words(text)
 
 
 class _Bench:

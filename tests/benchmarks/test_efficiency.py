@@ -131,8 +131,8 @@ def test_broken_workbook(tmp_path, capsys):
     [
         ("--attention locl", "unknown mechanism 'locl', did you mean 'local'"),
         ("--attention softmax", "nothing to compare with softmax"),
-        ("--lengths 64,128", "at least four different positive lengths"),
-        ("--batch 0", "--batch: must be at least 1, got 0"),
+        ("--lengths 64,128", "at least four different lengths, got '64,128'"),
+        ("--batch 0", "--batch: expected a positive number, got '0'"),
         ("--dropout 2", "dropout must lie in [0, 1), got 2.0"),
         ("--windw-size 2", "did you mean '--window-size'"),
         ("--json no/x.json", "cannot write no/x.json: No such file"),

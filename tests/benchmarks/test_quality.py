@@ -123,7 +123,7 @@ def test_a_run_that_fails_does_not_lose_the_others(bench, monkeypatch, capsys):
         (["--text", "nowhere"], "nowhere: cannot read: No such file"),
         (["--json", "no/x.json"], "cannot write no/x.json: No such file"),
         (["--seed", "1"], "unknown option '--seed'; did you mean '--seeds'?"),
-        (["--threads", "-1"], "--threads: must be at least 0, got -1"),
+        (["--threads", "-1"], "--threads: expected a positive number, got '-1'"),
     ],
 )
 def test_bad_arguments(bench, capsys, words, message):

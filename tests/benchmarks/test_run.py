@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from subquad import benchmarks, cli
-from subquad.benchmarks import registry, report, run
+from subquad.benchmarks import arguments, registry, report, run
 from subquad.benchmarks.registry import (
     Case,
     Contender,
@@ -320,7 +320,7 @@ def test_a_file_that_cannot_be_written(tmp_path, register_case):
 
 
 def test_lengths_are_read_with_factors():
-    assert run._numbers("96,1k,1M") == (96, 1024, 1024**2)
+    assert arguments.numbers("96,1k,1M") == (96, 1024, 1024**2)
 
 
 @pytest.mark.parametrize(

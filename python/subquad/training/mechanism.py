@@ -49,10 +49,11 @@ class Mechanism:
         # Its groups keep the handler when another parser takes them over.
         parser = argparse.ArgumentParser(add_help=False, conflict_handler="resolve")
         mechanism.add_attn_specific_args(parser)
+        usual = mechanism.names[0] if mechanism.names else name
         own = {}
         for action in parser._actions:
             argument = action.dest.removeprefix(_PREFIX)
-            own[argument] = defaults.get(name, {}).get(argument, action.default)
+            own[argument] = defaults.get(usual, {}).get(argument, action.default)
             action.default = argparse.SUPPRESS
             help = (action.help or "").replace("%(default)s", str(own[argument]))
             action.help = f"of {name}: {help}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields
 from typing import Any, NoReturn
 
@@ -47,7 +47,11 @@ def nearest(word: str, valid: Iterable[str]) -> str:
 
 
 def add_settings(
-    parser: ArgumentContainer, settings: type, leave_out: Iterable[str] = ()
+    parser: ArgumentContainer,
+    settings: type,
+    *,
+    defaults: Mapping[str, Any] | None = None,
+    leave_out: Iterable[str] = (),
 ) -> None:
     """Add an option for every field of a settings class that has metadata.
 
@@ -56,16 +60,18 @@ def add_settings(
     Args:
         parser: a parser or a group of one.
         settings: the class.
+        defaults: to tell where they are not those of the class.
         leave_out: fields that the caller decides.
     """
     for setting in fields(settings):
         if not setting.metadata or setting.name in leave_out:
             continue
+        default = (defaults or {}).get(setting.name, setting.default)
         parser.add_argument(
             f"--{setting.name.replace('_', '-')}",
             type=type(setting.default),
             choices=setting.metadata["choices"],
             metavar=None if setting.metadata["choices"] else "X",
             default=argparse.SUPPRESS,
-            help=f"{setting.metadata['help']} (default: {setting.default})",
+            help=f"{setting.metadata['help']} (default: {default})",
         )
