@@ -13,7 +13,7 @@ namespace {
 
 // A thread that accesses memory this often without waiting for others waits for
 // them in a loop, which a fibre does not survive.
-constexpr uint32_t kSpinning = 1u << 24;
+constexpr uint32_t kSpinning = 1u << 22;
 
 } // namespace
 
@@ -58,6 +58,7 @@ void check_aligned(const void* address, size_t alignment, const void* pc) {
         "access of " + std::to_string(alignment) + " bytes at an address " +
             std::to_string(value % alignment) + " bytes after a multiple",
         pc);
+    stop_launch();
   }
 }
 

@@ -9,6 +9,7 @@
 #include "collectives.h"
 #include "half.h"
 #include "launcher.h"
+#include "memory_functions.h"
 #include "primitives.h"
 #include "report.h"
 #include "statistics.h"

@@ -5,7 +5,7 @@
 #include <bit>
 #include <cstdint>
 
-#define EMU_INLINE inline __attribute__((always_inline))
+#include "memory_functions.h"
 
 struct __half {
   uint16_t bits;

@@ -264,6 +264,37 @@ __global__ void misaligned_store(const float* in, float* out) {
   }
 }
 
+// g++ copies such a struct in one access, as nvcc does.
+template <bool kBug>
+__global__ void misaligned_vector(const float* in, float* out) {
+  const int t = threadIdx.x;
+  if (t < kThreads / 4 - 1) {
+    const float* from = in + blockIdx.x * kThreads + 4 * t + (kBug ? 2 : 0);
+    float* to = out + blockIdx.x * kThreads + 4 * t;
+    *reinterpret_cast<float4*>(to) = *reinterpret_cast<const float4*>(from);
+  }
+}
+
+// Copies and fills that are one call and no single access.
+template <bool kBug>
+__global__ void memcpy_outside(const float* in, float* out) {
+  if (threadIdx.x == 0) {
+    const size_t floats = kFloats - blockIdx.x * kThreads;
+    std::memcpy(
+        out + index(), in + index(), sizeof(float) * (kBug ? floats + 1 : 64));
+  }
+}
+
+template <bool kBug>
+__global__ void memset_outside(const float* in, float* out) {
+  SUBQUAD_SHARED(memory);
+  if (threadIdx.x == 0) {
+    memset(memory, 0, kThreads * sizeof(float) + (kBug ? 1 : 0));
+  }
+  __syncthreads();
+  out[index()] = in[index()] + floats(memory)[threadIdx.x];
+}
+
 // The copies of cp.async, waited for as `kBug` says.
 template <int kPending, bool kWait, bool kBarrier, bool kCommit>
 __device__ void copy_through_shared(const float* in, float* out) {
@@ -403,6 +434,9 @@ const std::vector<SeededBug>& seeded_bugs() {
       SEEDED_BUG(uninitialised, kUninitialised, kWords),
       SEEDED_BUG(misaligned_load, kMisaligned, 0),
       SEEDED_BUG(misaligned_store, kMisaligned, kWords),
+      SEEDED_BUG(misaligned_vector, kMisaligned, 0),
+      SEEDED_BUG(memcpy_outside, kOutOfBounds, 0),
+      SEEDED_BUG(memset_outside, kOutOfBounds, kWords),
       SEEDED_BUG(missing_wait, kAsyncCopy, kWords),
       SEEDED_BUG(wait_for_fewer, kAsyncCopy, kWords),
       SEEDED_BUG(missing_commit, kAsyncCopy, kWords),

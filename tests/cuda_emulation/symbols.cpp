@@ -5,6 +5,7 @@
 
 #include <cstdint>
 #include <cstdio>
+#include <map>
 #include <memory>
 #include <sstream>
 
@@ -31,12 +32,11 @@ std::string lookup(const std::string& module, uintptr_t offset) {
   if (function.empty() || function == "??") {
     return "";
   }
+  line = line.substr(0, line.find(" (discriminator"));
   return function + " (" + line + ")";
 }
 
-} // namespace
-
-std::string describe_code(const void* pc) {
+std::string describe(const void* pc) {
   // The call is one byte before what it returns to.
   const auto address = reinterpret_cast<uintptr_t>(pc) - 1;
   Dl_info info;
@@ -57,6 +57,17 @@ std::string describe_code(const void* pc) {
   }
   text << info.dli_fname << "+0x" << std::hex << offset;
   return text.str();
+}
+
+} // namespace
+
+std::string describe_code(const void* pc) {
+  static std::map<const void*, std::string> known;
+  const auto [entry, unknown] = known.try_emplace(pc);
+  if (unknown) {
+    entry->second = describe(pc);
+  }
+  return entry->second;
 }
 
 } // namespace emu

@@ -19,21 +19,33 @@ hook(const void* address, size_t bytes, emu::Access access, const void* pc) {
   }
 }
 
+// Of a type that is aligned to its size.
+inline void aligned_hook(
+    const void* address,
+    size_t bytes,
+    emu::Access access,
+    const void* pc) {
+  if (emu::running.inside) {
+    emu::check_aligned(address, bytes, pc);
+    emu::check_access(address, bytes, access, pc);
+  }
+}
+
 } // namespace
 
-#define EMU_ACCESS(NAME, BYTES, ACCESS)                                     \
-  EMU_HOOK void __tsan_##NAME(void* address) {                              \
-    hook(address, BYTES, emu::Access::ACCESS, __builtin_return_address(0)); \
+#define EMU_ACCESS(NAME, HOOK, BYTES, ACCESS)                               \
+  EMU_HOOK void __tsan_##NAME##BYTES(void* address) {                       \
+    HOOK(address, BYTES, emu::Access::ACCESS, __builtin_return_address(0)); \
   }
-#define EMU_ACCESSES(BYTES)                                \
-  EMU_ACCESS(read##BYTES, BYTES, kRead)                    \
-  EMU_ACCESS(write##BYTES, BYTES, kWrite)                  \
-  EMU_ACCESS(volatile_read##BYTES, BYTES, kRead)           \
-  EMU_ACCESS(volatile_write##BYTES, BYTES, kWrite)         \
-  EMU_ACCESS(unaligned_read##BYTES, BYTES, kRead)          \
-  EMU_ACCESS(unaligned_write##BYTES, BYTES, kWrite)        \
-  EMU_ACCESS(unaligned_volatile_read##BYTES, BYTES, kRead) \
-  EMU_ACCESS(unaligned_volatile_write##BYTES, BYTES, kWrite)
+#define EMU_ACCESSES(BYTES)                               \
+  EMU_ACCESS(read, aligned_hook, BYTES, kRead)            \
+  EMU_ACCESS(write, aligned_hook, BYTES, kWrite)          \
+  EMU_ACCESS(volatile_read, aligned_hook, BYTES, kRead)   \
+  EMU_ACCESS(volatile_write, aligned_hook, BYTES, kWrite) \
+  EMU_ACCESS(unaligned_read, hook, BYTES, kRead)          \
+  EMU_ACCESS(unaligned_write, hook, BYTES, kWrite)        \
+  EMU_ACCESS(unaligned_volatile_read, hook, BYTES, kRead) \
+  EMU_ACCESS(unaligned_volatile_write, hook, BYTES, kWrite)
 
 EMU_ACCESSES(1)
 EMU_ACCESSES(2)
