@@ -100,6 +100,15 @@ window_keys(int64_t position, const WindowRule& rule, int64_t length) {
   return block_keys(position, block_begin(position, rule), rule, length);
 }
 
+// Positions that see `key` if it is in the row; they are never none.
+SUBQUAD_HOST_DEVICE inline Range window_queries(
+    int64_t key,
+    const WindowRule& rule) {
+  const int64_t first = block_begin(key - rule.right, rule);
+  const int64_t last = block_begin(key + rule.left, rule);
+  return {rule.causal ? max_index(first, key) : first, last + rule.block};
+}
+
 // Summaries are vectors that stand for many tokens (landmarks, pooled chunks).
 // `block` = 0 shows all of them to every query; otherwise a query at position p
 // sees the first offset + floor(p / block) * per_block of them.
@@ -117,6 +126,17 @@ summary_limit(int64_t position, const SummaryRule& rule, int64_t count) {
   const int64_t limit =
       rule.offset + floor_divide(position, rule.block) * rule.per_block;
   return max_index(min_index(limit, count), 0);
+}
+
+// No position before this one sees summary `index`; with per_block > 0 all from
+// here on do, and INT64_MIN stands for all positions.
+SUBQUAD_HOST_DEVICE inline int64_t first_summary_query(
+    int64_t index,
+    const SummaryRule& rule) {
+  if (rule.block == 0 || rule.per_block <= 0) {
+    return INT64_MIN;
+  }
+  return (floor_divide(index - rule.offset, rule.per_block) + 1) * rule.block;
 }
 
 } // namespace subquad

@@ -62,6 +62,30 @@ TEST(WindowKeys, EqualsTheDefinitionForEverySmallWindow) {
   }
 }
 
+TEST(WindowQueries, EqualsTheDefinitionForEverySmallWindow) {
+  for (int64_t block = 1; block <= 5; ++block) {
+    for (int64_t left = 0; left <= 6; ++left) {
+      for (int64_t right = 0; right <= 6; ++right) {
+        for (const bool causal : {false, true}) {
+          const WindowRule rule{block, left, right, causal};
+          for (int64_t key = 0; key <= 12; ++key) {
+            const Range range = window_queries(key, rule);
+            ASSERT_LT(range.begin, range.end);
+            for (int64_t position = -20; position <= 40; ++position) {
+              ASSERT_EQ(
+                  position >= range.begin && position < range.end,
+                  reference_sees(position, key, rule, 13))
+                  << "block " << block << " left " << left << " right " << right
+                  << " causal " << causal << " position " << position << " key "
+                  << key;
+            }
+          }
+        }
+      }
+    }
+  }
+}
+
 TEST(WindowKeys, SlotsCoverExactlyTheWindow) {
   for (int64_t block = 1; block <= 4; ++block) {
     for (int64_t left = 0; left <= 3; ++left) {
@@ -128,6 +152,29 @@ TEST(SummaryLimit, EqualsTheDefinition) {
 TEST(SummaryLimit, ZeroBlockShowsAll) {
   EXPECT_EQ(summary_limit(-5, {0, 0, 1}, 7), 7);
   EXPECT_EQ(summary_limit(100, {3, 0, 1}, 0), 0);
+}
+
+TEST(FirstSummaryQuery, EqualsTheLimitForEverySmallRule) {
+  for (int64_t offset = -4; offset <= 4; ++offset) {
+    for (int64_t block = 0; block <= 4; ++block) {
+      for (int64_t per_block = 0; per_block <= 3; ++per_block) {
+        const SummaryRule rule{offset, block, per_block};
+        for (int64_t index = 0; index <= 9; ++index) {
+          const int64_t first = first_summary_query(index, rule);
+          for (int64_t position = -30; position <= 60; ++position) {
+            const bool seen = summary_limit(position, rule, 10) > index;
+            ASSERT_TRUE(position >= first || !seen);
+            if (block > 0 && per_block > 0) {
+              ASSERT_EQ(position >= first, seen)
+                  << "offset " << offset << " block " << block << " per block "
+                  << per_block << " index " << index << " position "
+                  << position;
+            }
+          }
+        }
+      }
+    }
+  }
 }
 
 } // namespace
