@@ -50,6 +50,17 @@ void check_access(
   }
 }
 
+void check_space(const void* address, bool shared, const void* pc) {
+  if (near_shared_memory(reinterpret_cast<uintptr_t>(address)) != shared) {
+    report(
+        Kind::kOutOfBounds,
+        std::string("operand outside ") + (shared ? "shared" : "global") +
+            " memory",
+        pc);
+    stop_launch();
+  }
+}
+
 void check_aligned(const void* address, size_t alignment, const void* pc) {
   const auto value = reinterpret_cast<uintptr_t>(address);
   if (value % alignment != 0) {

@@ -19,6 +19,8 @@ void check_access(
     size_t bytes,
     Access access,
     const void* pc);
+// An operand that the instruction takes from shared memory, or from global.
+void check_space(const void* address, bool shared, const void* pc);
 void check_aligned(const void* address, size_t alignment, const void* pc);
 
 // From begin to end of an asynchronous copy nobody may touch its target.

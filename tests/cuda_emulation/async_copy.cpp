@@ -31,6 +31,8 @@ void queue_async_copy(
     const void* global,
     int bytes,
     const void* pc) {
+  check_space(shared, true, pc);
+  check_space(global, false, pc);
   check_aligned(shared, 16, pc);
   check_aligned(global, 16, pc);
   if (bytes > 0) {

@@ -111,6 +111,7 @@ void load_matrices(
     bool transposed,
     const Site& site) {
   const void* pc = __builtin_return_address(0);
+  check_space(row, true, pc);
   check_aligned(row, 16, pc);
   check_access(row, 16, Access::kWarpRead, pc);
   MatrixLane operand{static_cast<const unsigned char*>(row), r, pc};

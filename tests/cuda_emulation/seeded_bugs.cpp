@@ -357,6 +357,37 @@ __global__ void copy_too_early(const float* in, float* out) {
   out[index()] = value + shared[t];
 }
 
+template <bool kBug>
+__global__ void matrix_of_global_memory(const float* in, float* out) {
+  SUBQUAD_SHARED(memory);
+  const int t = threadIdx.x;
+  float* shared = floats(memory) + 4 * t;
+  for (int i = 0; i < 4; ++i) {
+    shared[i] = in[t];
+  }
+  __syncwarp();
+  uint32_t r[4];
+  ldmatrix_x4(r, kBug ? in : shared);
+  out[index()] = static_cast<float>(r[0]);
+}
+
+template <bool kBug>
+__global__ void copy_of_shared_memory(const float* in, float* out) {
+  SUBQUAD_SHARED(memory);
+  float* shared = floats(memory);
+  if (threadIdx.x == 0) {
+    const float* from = in;
+    for (int i = 0; kBug && i < 4; ++i) {
+      shared[4 + i] = in[i];
+      from = shared + 4;
+    }
+    cp_async16(shared, from, 16);
+    cp_async_commit();
+    cp_async_wait<0>();
+    out[index()] = shared[1];
+  }
+}
+
 // ldmatrix reads rows that other lanes wrote.
 template <bool kBug>
 __global__ void matrix_without_barrier(const float* in, float* out) {
@@ -437,6 +468,8 @@ const std::vector<SeededBug>& seeded_bugs() {
       SEEDED_BUG(misaligned_vector, kMisaligned, 0),
       SEEDED_BUG(memcpy_outside, kOutOfBounds, 0),
       SEEDED_BUG(memset_outside, kOutOfBounds, kWords),
+      SEEDED_BUG(matrix_of_global_memory, kOutOfBounds, 4 * kWords),
+      SEEDED_BUG(copy_of_shared_memory, kOutOfBounds, kWords),
       SEEDED_BUG(missing_wait, kAsyncCopy, kWords),
       SEEDED_BUG(wait_for_fewer, kAsyncCopy, kWords),
       SEEDED_BUG(missing_commit, kAsyncCopy, kWords),
