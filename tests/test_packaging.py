@@ -44,6 +44,33 @@ def test_other_torch_patch_is_accepted(found):
     _library.check({"version": "0.1.0", "torch": "2.14.1+cu130"}, found)
 
 
+def test_cpu_build_of_torch_is_refused_by_a_cuda_build():
+    record = {"version": "0.1.0", "torch": "2.14.1+cu130", "cuda": "80-real"}
+    with pytest.raises(ImportError, match=r"CPU build of torch.*-DSUBQUAD_CUDA=off"):
+        _library.check_cuda(record, None)
+    _library.check_cuda(record, "13.0")
+    _library.check_cuda(record | {"cuda": ""}, None)
+
+
+@pytest.mark.skipif(
+    bool(_library.build_info()["cuda"]), reason="the library has CUDA kernels"
+)
+def test_a_build_without_cuda_kernels_says_so():
+    keys = torch._C.DispatchKeySet(torch._C.DispatchKey.CUDA)
+    lse = torch.zeros(1, 1, 2)
+    output = torch.zeros(1, 1, 2, 3)
+    reason = re.escape(_library.build_info()["cuda_reason"])
+    with pytest.raises(
+        NotImplementedError,
+        match=rf"^merge_attention: .*no CUDA kernels \({reason}\).*-DSUBQUAD_CUDA=on",
+    ):
+        torch.ops.subquad._merge_attention_forward.default.redispatch(
+            keys, output, lse, output, lse
+        )
+    with pytest.raises(NotImplementedError, match=r"^mask_to_spans: "):
+        torch.ops.subquad.mask_to_spans.default.redispatch(keys, lse[0])
+
+
 def test_mismatch_is_seen_before_the_library_is_loaded(tmp_path):
     package = tmp_path / "subquad"
     shutil.copytree(
@@ -107,7 +134,13 @@ def test_info_prints_what_is_in_use():
     assert report["torch"] == torch.__version__
     assert report["CPU kernels in use"] in report["CPU kernels built"]
     assert "window_attention" in report["operators"]
-    if not report["CUDA architectures built"]:
+    if report["CUDA architectures built"]:
+        assert report["CUDA compiler"]
+        assert all(
+            re.match(r"(sm|compute)_\d+", name)
+            for name in report["CUDA architectures built"]
+        )
+    else:
         assert report["missing"]["CUDA kernels"]
 
 

@@ -171,8 +171,8 @@ SUBQUAD_HOST_DEVICE inline int64_t query_position(
   return query_position(params, batch, row_start, index, index);
 }
 
-// Number of a weight in the whole call, for dropout, by the tokens of query and
-// key. Keys come first, then summaries.
+// Number of a weight in the whole call, for dropout. Keys come first, then
+// summaries.
 SUBQUAD_HOST_DEVICE inline uint64_t weight_index(
     const WindowAttentionParams& params,
     int64_t batch,

@@ -2,9 +2,8 @@
 
 #include <cmath>
 #include <cstdint>
-#include <type_traits>
 
-#include "cuda/prim.cuh"
+#include "cuda/scalar.cuh"
 
 // Matrix products of one warp on tiles in shared memory, and the staging of
 // such tiles. A warp owns 16 rows of a result. All dtypes use one layout of the
@@ -20,50 +19,6 @@ namespace subquad::cuda {
 constexpr int kWarpSize = 32;
 constexpr int kWarpRows = 16;
 constexpr unsigned kAllLanes = 0xffffffffu;
-
-template <typename scalar_t>
-struct Scalar {
-  using acc_t = scalar_t;
-  static constexpr bool kTensorCores = false;
-};
-template <>
-struct Scalar<__half> {
-  using acc_t = float;
-  static constexpr bool kTensorCores = true;
-};
-template <>
-struct Scalar<__nv_bfloat16> {
-  using acc_t = float;
-  static constexpr bool kTensorCores = true;
-};
-
-// The dtype of sums, of the log-sum-exp and of arithmetic between products.
-template <typename scalar_t>
-using acc_t = typename Scalar<scalar_t>::acc_t;
-
-__device__ __forceinline__ float to_acc(float x) {
-  return x;
-}
-__device__ __forceinline__ double to_acc(double x) {
-  return x;
-}
-__device__ __forceinline__ float to_acc(__half x) {
-  return __half2float(x);
-}
-__device__ __forceinline__ float to_acc(__nv_bfloat16 x) {
-  return __bfloat162float(x);
-}
-
-template <typename scalar_t>
-__device__ __forceinline__ scalar_t from_acc(acc_t<scalar_t> x) {
-  if constexpr (std::is_same_v<scalar_t, __half>) {
-    return __float2half_rn(x);
-  } else if constexpr (std::is_same_v<scalar_t, __nv_bfloat16>) {
-    return __float2bfloat16_rn(x);
-  } else {
-    return x;
-  }
-}
 
 __device__ __forceinline__ float exponential(float x) {
   constexpr float kLog2E = 1.44269504088896340736f;

@@ -61,13 +61,33 @@ def check(record: dict[str, Any], torch_version: str) -> None:
         )
 
 
+def check_cuda(record: dict[str, Any], torch_cuda: str | None) -> None:
+    """Refuses a CPU build of torch where the library needs CUDA's libraries.
+
+    Args:
+        record: the build record.
+        torch_cuda: ``torch.version.cuda`` of the running Python.
+
+    Raises:
+        ImportError: with the remedy.
+    """
+    if record["cuda"] and torch_cuda is None:
+        raise ImportError(
+            f"subquad {record['version']} was built with CUDA kernels for torch "
+            f"{record['torch']} and found a CPU build of torch. Install a CUDA build "
+            "of torch, or build subquad from source with -DSUBQUAD_CUDA=off."
+        )
+
+
 def load() -> None:
     """Checks the build record and registers the operators.
 
     Raises:
         ImportError: if the library is missing or does not fit this torch.
     """
-    check(build_info(), torch.__version__)
+    record = build_info()
+    check(record, torch.__version__)
+    check_cuda(record, torch.version.cuda)
     path = library_path()
     try:
         torch.ops.load_library(str(path))  # type: ignore[no-untyped-call]

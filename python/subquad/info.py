@@ -24,12 +24,20 @@ def _introspection() -> str | None:
     return None
 
 
+def _architecture(name: str) -> str:
+    # CMake's names: 90-real is code for a GPU, 90-virtual is PTX for newer ones.
+    number, _, kind = name.partition("-")
+    return f"compute_{number} (PTX)" if kind == "virtual" else f"sm_{number}"
+
+
 def collect() -> dict[str, Any]:
     """Returns everything that the command prints, as plain data."""
     record = _library.build_info()
     built = str(record["cpu_capabilities"]).split(";")
     running = torch.backends.cpu.get_cpu_capability()
-    architectures = [arch for arch in str(record["cuda"]).split(";") if arch]
+    architectures = [
+        _architecture(name) for name in str(record["cuda"]).split(";") if name
+    ]
     missing: dict[str, str] = {}
     if not architectures:
         missing["CUDA kernels"] = record["cuda_reason"]
@@ -51,6 +59,7 @@ def collect() -> dict[str, Any]:
         "CPU kernels in use": running if running in built else "DEFAULT",
         "threads": torch.get_num_threads(),
         "CUDA architectures built": architectures,
+        "CUDA compiler": record["cuda_compiler"],
         "operators": sorted(
             name.removeprefix("subquad::")
             for name in torch._C._dispatch_get_all_op_names()

@@ -4,14 +4,11 @@
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <ATen/ops/linear.h>
 #include <ATen/ops/sum.h>
-#include <c10/util/accumulate.h>
 #include <torch/library.h>
 
-#include <algorithm>
 #include <array>
 #include <string_view>
 #include <tuple>
-#include <vector>
 
 #include "ops/projection/projection.h"
 
@@ -61,8 +58,8 @@ bool prefer_onednn(const at::Tensor& matrix) {
       matrix.size(0) >= 4 && has_onednn();
 }
 
-// The product of a call: the library that the caller asks for, as tests and
-// benchmarks do, or the one that the rule prefers for `matrix`.
+} // namespace
+
 bool use_onednn(std::optional<bool> requested, const at::Tensor& matrix) {
   TORCH_CHECK_NOT_IMPLEMENTED(
       !requested.value_or(false) ||
@@ -75,6 +72,8 @@ bool use_onednn(std::optional<bool> requested, const at::Tensor& matrix) {
       matrix.device());
   return requested.value_or(prefer_onednn(matrix));
 }
+
+namespace {
 
 // a [M, K], b [N, K], bias [N] -> a b^T + bias [M, N], dense
 at::Tensor product(
@@ -91,36 +90,6 @@ at::Tensor product(
   return onednn_linear()->call(a, b, dense_bias, "none", scalars, "");
 }
 
-// A matrix that both libraries read in place: its rows or its columns are
-// dense.
-at::Tensor readable(const at::Tensor& matrix) {
-  const auto dense = [&](int64_t outer, int64_t inner) {
-    return matrix.stride(inner) == 1 &&
-        matrix.stride(outer) >= std::max<int64_t>(matrix.size(inner), 1);
-  };
-  return dense(0, 1) || dense(1, 0) ? matrix : matrix.contiguous();
-}
-
-// [..., N] -> [rows, N], rows in the given order of the axes; a view where the
-// strides allow one.
-at::Tensor flatten(
-    const at::Tensor& tensor,
-    const std::vector<int64_t>& order) {
-  const auto leading = tensor.sizes().slice(0, tensor.dim() - 1);
-  return readable(tensor.permute(order).reshape(
-      {c10::multiply_integers(leading), tensor.size(-1)}));
-}
-
-// [rows, N] -> [..., N] with the leading axes of `like`.
-at::Tensor unflatten(
-    const at::Tensor& matrix,
-    const at::Tensor& like,
-    const std::vector<int64_t>& order) {
-  auto sizes = like.permute(order).sizes().vec();
-  sizes.back() = matrix.size(1);
-  return matrix.view(sizes).permute(inverse_permutation(order));
-}
-
 at::Tensor forward(
     const at::Tensor& input,
     const at::Tensor& weight,
@@ -128,10 +97,10 @@ at::Tensor forward(
     std::optional<bool> onednn) {
   check_projection(input, weight, bias);
   const std::vector<int64_t> order = memory_order(input);
-  const at::Tensor rows = flatten(input, order);
+  const at::Tensor rows = flatten_rows(input, order);
   const at::Tensor output =
-      product(rows, readable(weight), bias, use_onednn(onednn, rows));
-  return unflatten(output, input, order);
+      product(rows, readable_matrix(weight), bias, use_onednn(onednn, rows));
+  return unflatten_rows(output, input, order);
 }
 
 std::tuple<at::Tensor, at::Tensor, at::Tensor> backward(
@@ -141,16 +110,16 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> backward(
     std::array<bool, 3> output_mask,
     std::optional<bool> onednn) {
   const std::vector<int64_t> order = memory_order(grad_output);
-  const at::Tensor grad = flatten(grad_output, order); // [rows, O]
+  const at::Tensor grad = flatten_rows(grad_output, order); // [rows, O]
   const bool use = use_onednn(onednn, grad);
   at::Tensor grad_input, grad_weight, grad_bias;
   if (output_mask[0]) {
-    const at::Tensor columns = readable(*weight).t(); // [I, O]
-    grad_input = unflatten(
+    const at::Tensor columns = readable_matrix(*weight).t(); // [I, O]
+    grad_input = unflatten_rows(
         product(grad, columns, std::nullopt, use), grad_output, order);
   }
   if (output_mask[1]) {
-    const at::Tensor rows = flatten(*input, order); // [rows, I]
+    const at::Tensor rows = flatten_rows(*input, order); // [rows, I]
     grad_weight = product(grad.t(), rows.t(), std::nullopt, use);
   }
   if (output_mask[2]) {

@@ -3,6 +3,7 @@
 #include <ATen/autocast_mode.h>
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <ATen/ops/empty.h>
+#include <c10/util/accumulate.h>
 #include <torch/csrc/autograd/autograd_not_implemented_fallback.h>
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/library.h>
@@ -89,6 +90,31 @@ std::vector<int64_t> inverse_permutation(const std::vector<int64_t>& order) {
     inverse[order[i]] = static_cast<int64_t>(i);
   }
   return inverse;
+}
+
+at::Tensor readable_matrix(const at::Tensor& matrix) {
+  const auto dense = [&](int64_t outer, int64_t inner) {
+    return matrix.stride(inner) == 1 &&
+        matrix.stride(outer) >= std::max<int64_t>(matrix.size(inner), 1);
+  };
+  return dense(0, 1) || dense(1, 0) ? matrix : matrix.contiguous();
+}
+
+at::Tensor flatten_rows(
+    const at::Tensor& tensor,
+    const std::vector<int64_t>& order) {
+  const auto leading = tensor.sizes().slice(0, tensor.dim() - 1);
+  return readable_matrix(tensor.permute(order).reshape(
+      {c10::multiply_integers(leading), tensor.size(-1)}));
+}
+
+at::Tensor unflatten_rows(
+    const at::Tensor& matrix,
+    const at::Tensor& like,
+    const std::vector<int64_t>& order) {
+  auto sizes = like.permute(order).sizes().vec();
+  sizes.back() = matrix.size(1);
+  return matrix.view(sizes).permute(inverse_permutation(order));
 }
 
 namespace {

@@ -30,4 +30,24 @@ std::vector<int64_t> memory_order(const at::Tensor& tensor);
 
 std::vector<int64_t> inverse_permutation(const std::vector<int64_t>& order);
 
+// A matrix that every library reads in place: its rows or its columns are
+// dense.
+at::Tensor readable_matrix(const at::Tensor& matrix);
+
+// [..., N] -> [rows, N], rows in the given order of the axes; a view where the
+// strides allow one.
+at::Tensor flatten_rows(
+    const at::Tensor& tensor,
+    const std::vector<int64_t>& order);
+
+// [rows, N] -> [..., N] with the leading axes of `like`.
+at::Tensor unflatten_rows(
+    const at::Tensor& matrix,
+    const at::Tensor& like,
+    const std::vector<int64_t>& order);
+
+// Whether oneDNN multiplies: what the caller asks for, as tests and benchmarks
+// do, or what the rule prefers for `matrix`.
+bool use_onednn(std::optional<bool> requested, const at::Tensor& matrix);
+
 } // namespace subquad
