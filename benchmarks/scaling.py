@@ -12,7 +12,7 @@ from subquad.benchmarks import run
 
 _DEFAULTS = {
     "names": ("window_attention",),
-    "lengths": tuple(64 << i for i in range(9)),
+    "lengths": tuple(256 << i for i in range(7)),
     "windows": (64,),
     "kinds": ("causal",),
     "against": ("einsum", "SDPA", "local-attention"),

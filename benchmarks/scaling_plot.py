@@ -55,14 +55,8 @@ def draw(records: Mapping[str, Any]) -> Figure:
             _panel(axes, quantity, cases, styles, records["expected_share"])
             axes.set_title(_title(*group), fontsize=10)
             _mark_crossover(axes, quantity, group, records["crossovers"])
-    # Time and memory have the contenders in common.
-    found: dict[str, Any] = {}
-    for axes in rows[0]:
-        handles, labels = axes.get_legend_handles_labels()
-        found |= dict(zip(labels, handles, strict=True))
-    figure.legend(
-        list(found.values()), list(found), loc="outside upper center", ncols=4
-    )
+    handles, labels = rows[0][0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper center", ncols=4)
     machine = records["machine"]
     figure.supxlabel(
         f"{machine['processor']}, {records['threads']} threads, "
@@ -101,7 +95,15 @@ def _panel(
         axes.plot(lengths, roof, "k--", linewidth=1, label=label)
     else:
         tensors = [case["tensor_bytes"] / unit for case in cases]
-        axes.plot(lengths, tensors, "k:", linewidth=1, label="q + k + v + output")
+        axes.plot(lengths, tensors, "k:", linewidth=1)
+        axes.annotate(
+            "q + k + v + out",
+            (lengths[-1], tensors[-1]),
+            xytext=(0, 4),
+            textcoords="offset points",
+            ha="right",
+            fontsize=8,
+        )
     plot.length_axis(axes, lengths)
     axes.set_yscale("log")
 
