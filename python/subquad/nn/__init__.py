@@ -23,6 +23,7 @@ from subquad.nn.registry import (
     module_from_args,
     register_cls,
 )
+from subquad.nn.torch_multihead import TorchMultiheadAttention
 
 __all__ = [
     "AVAILABLE_ATTENTIONS",
@@ -34,6 +35,7 @@ __all__ = [
     "NestedNamespace",
     "ProjectedAttention",
     "Projection",
+    "TorchMultiheadAttention",
     "add_nested_argument",
     "get_cls",
     "get_mechanism",

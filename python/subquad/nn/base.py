@@ -41,6 +41,9 @@ class AbstractAttention(nn.Module):
         names: What the command line calls the mechanism, the usual name first.
         name: The module's key in ``incremental_state``. A copy of the module and an
             unpickled one have a key of their own.
+        shares_memory: False. Set it where beam search decodes with cross-attention:
+            the rows of a sentence share its memory and stay together, so there is
+            nothing to reorder as long as their number stays the same.
     """
 
     names: ClassVar[tuple[str, ...]] = ()
@@ -62,6 +65,7 @@ class AbstractAttention(nn.Module):
         self.batch_first = batch_first
         self.title = type(self).__name__
         self.name = _fresh_name(type(self))
+        self.shares_memory = False
 
     def _refuse_options(self, unknown: dict[str, Any]) -> None:
         raise unknown_option(type(self), unknown)
@@ -111,12 +115,14 @@ class AbstractAttention(nn.Module):
             ``incremental_state``.
         """
         buffer = self._get_input_buffer(incremental_state)
+        reordered: dict[str, Tensor | None] = {}
+        for key, tensor in buffer.items():
+            if tensor is not None:
+                if self.shares_memory and tensor.size(0) == new_order.size(0):
+                    return incremental_state
+                tensor = tensor.index_select(0, new_order)
+            reordered[key] = tensor
         if len(buffer) > 0:
-            reordered: dict[str, Tensor | None] = {}
-            for key, tensor in buffer.items():
-                if tensor is not None:
-                    tensor = tensor.index_select(0, new_order)
-                reordered[key] = tensor
             self._set_input_buffer(incremental_state, reordered)
         return incremental_state
 
@@ -193,11 +199,15 @@ class ProjectedAttention(AbstractAttention):
                 f"positive base, got {self.head_dim} and {rotary_base}"
             )
         self.rotary_base = None if rotary_base is None else float(rotary_base)
-        self.q_proj = Projection(embed_dim, embed_dim, bias)
-        self.k_proj = Projection(self.kdim, kv_heads * self.head_dim, bias)
-        self.v_proj = Projection(self.vdim, kv_heads * self.head_dim, bias)
-        self.out_proj = Projection(embed_dim, embed_dim, bias)
+        self._add_projections(bias)
         self.reset_parameters()
+
+    def _add_projections(self, bias: bool) -> None:
+        width = self.num_kv_heads * self.head_dim
+        self.q_proj = Projection(self.embed_dim, self.embed_dim, bias)
+        self.k_proj = Projection(self.kdim, width, bias)
+        self.v_proj = Projection(self.vdim, width, bias)
+        self.out_proj = Projection(self.embed_dim, self.embed_dim, bias)
 
     def _check_sizes(self, embed_dim: int, num_heads: int, kv_heads: int) -> None:
         if num_heads < 1 or embed_dim < 1 or embed_dim % num_heads:
@@ -335,7 +345,7 @@ class ProjectedAttention(AbstractAttention):
 
         queries = self._rows(query, query_padding, batch_first)
         source = self._erase(query, queries, batch_first)
-        q = self._split(self.q_proj(source), self.num_heads, batch_first)
+        q = self._split(self._project_q(source), self.num_heads, batch_first)
         rotation = self._rotation(q, queries, offset)
         q = q if rotation is None else rotate(q, rotation)
         if decoding and static_kv and lookup(state, "prev_key") is not None:
@@ -351,13 +361,13 @@ class ProjectedAttention(AbstractAttention):
                 source = self._erase(key, keys, batch_first)
             elif key is not query:
                 source = self._erase(key, keys, batch_first)
-            k = self._split(self.k_proj(source), self.num_kv_heads, batch_first)
+            k = self._split(self._project_k(source), self.num_kv_heads, batch_first)
             if not shared:
                 rotation = self._rotation(k, keys, None if cross else offset)
             k = k if rotation is None else rotate(k, rotation)
             if value is not key:
                 source = self._erase(value, keys, batch_first)
-            v = self._split(self.v_proj(source), self.num_kv_heads, batch_first)
+            v = self._split(self._project_v(source), self.num_kv_heads, batch_first)
             if decoding and static_kv:
                 self._remember(state, k, v, keys)
 
@@ -464,10 +474,14 @@ class ProjectedAttention(AbstractAttention):
                 f"{self.title}: query and key must have the same batch, got "
                 f"{query.size(batch)} and {key.size(batch)}"
             )
-        if not cross and query.size(length) != key.size(length):
+        if not cross:
+            self._check_lengths(query.size(length), key.size(length))
+
+    def _check_lengths(self, queries: int, keys: int) -> None:
+        if queries != keys:
             raise ValueError(
                 f"{self.title}: self-attention needs as many keys as queries, got "
-                f"{key.size(length)} and {query.size(length)}; cross=True lifts this"
+                f"{keys} and {queries}; cross=True lifts this"
             )
 
     def _rows(self, input: Tensor, padding: Tensor | None, batch_first: bool) -> Rows:
@@ -483,6 +497,18 @@ class ProjectedAttention(AbstractAttention):
 
     def _erase(self, input: Tensor, rows: Rows, batch_first: bool) -> Tensor:
         return erase_padding(input, rows, batch_first)
+
+    def _project_q(self, input: Tensor) -> Tensor:
+        output: Tensor = self.q_proj(input)
+        return output
+
+    def _project_k(self, input: Tensor) -> Tensor:
+        output: Tensor = self.k_proj(input)
+        return output
+
+    def _project_v(self, input: Tensor) -> Tensor:
+        output: Tensor = self.v_proj(input)
+        return output
 
     def _split(self, input: Tensor, heads: int, batch_first: bool) -> Tensor:
         # A view [B, heads, L, D] of the projection.

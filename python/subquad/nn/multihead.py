@@ -169,7 +169,11 @@ class MultiheadAttention(ProjectedAttention):
         queries, rows = q.size(2), q.size(0) * self.num_heads
         if shape == [rows, queries, length]:
             attn_mask = attn_mask.view(q.size(0), self.num_heads, queries, length)
-        elif shape != [queries, length] and shape != [1, queries, length]:
+        elif (
+            shape != [queries, length]
+            and shape != [1, queries, length]
+            and len(shape) != 4  # of a subclass, ready to be broadcast
+        ):
             raise ValueError(
                 f"{self.title}: attn_mask must be [L, S] or [B * H, L, S], here "
                 f"{[queries, length]} or {[rows, queries, length]}, got {shape}"
