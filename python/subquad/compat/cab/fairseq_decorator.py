@@ -5,10 +5,10 @@ import logging
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-import torch
 from torch import Tensor
 
 from subquad import nn
+from subquad.nn.in_projection import split_in_projections
 
 _logger = logging.getLogger(__name__)
 Attention = TypeVar("Attention", bound=type[nn.AbstractAttention])
@@ -39,37 +39,14 @@ def fsmha(cls: Attention) -> Attention:
         ) -> None:
             super().__init__(*args, **options)
             self.encoder_decoder_attention = encoder_decoder_attention
+            self.shares_memory = encoder_decoder_attention
             _logger.info("Using efficient attention %s", self.name)
-
-        @torch.jit.export
-        def reorder_incremental_state(
-            self,
-            incremental_state: dict[str, dict[str, Tensor | None]],
-            new_order: Tensor,
-        ) -> dict[str, dict[str, Tensor | None]]:
-            # The rows of one sentence share its memory: as long as there are as many
-            # of them there is nothing to reorder.
-            if self.encoder_decoder_attention:
-                for tensor in self._get_input_buffer(incremental_state).values():
-                    if tensor is not None and tensor.size(0) == new_order.size(0):
-                        return incremental_state
-            result: dict[str, dict[str, Tensor | None]] = (
-                super().reorder_incremental_state(incremental_state, new_order)
-            )
-            return result
 
         def upgrade_state_dict_named(
             self, state_dict: dict[str, Tensor], name: str
         ) -> None:
             """Split ``in_proj`` weights and biases under ``name``, in place."""
-            prefix = f"{name}." if name else ""
-            for kind in ("weight", "bias"):
-                ending = f"{prefix}in_proj_{kind}"
-                for key in [key for key in state_dict if key.endswith(ending)]:
-                    stem = key[: -len(f"in_proj_{kind}")]
-                    parts = state_dict.pop(key).chunk(3)
-                    for letter, part in zip("qkv", parts, strict=True):
-                        state_dict[f"{stem}{letter}_proj.{kind}"] = part
+            split_in_projections(state_dict, name)
 
     wrapped: Attention = _incremental()(FSCls)
     return wrapped
