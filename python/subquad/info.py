@@ -11,7 +11,8 @@ from typing import Any
 
 import torch
 
-from subquad import _library
+from subquad import _fairseq, _library
+from subquad.training.errors import CommandError
 
 _EXTRAS = {
     "tensorboard": "TensorBoard logs of `subquad train`: pip install 'subquad[train]'",
@@ -49,6 +50,9 @@ def collect() -> dict[str, Any]:
     for module, remedy in _EXTRAS.items():
         if importlib.util.find_spec(module) is None:
             missing[module] = remedy
+    reason = _fairseq.missing()
+    if reason is not None:
+        missing["fairseq"] = reason
     return {
         "subquad": record["version"],
         "built for torch": record["torch"],
@@ -102,6 +106,9 @@ def main(argv: list[str] | None = None) -> int:
 
     Returns:
         The exit code, 0.
+
+    Raises:
+        CommandError: fairseq is asked for and cannot be used.
     """
     parser = argparse.ArgumentParser(prog="subquad info", description=__doc__)
     parser.add_argument("--json", action="store_true", help="print one JSON object")
@@ -115,7 +122,18 @@ def main(argv: list[str] | None = None) -> int:
         action="store_true",
         help="print the folder that find_package(subquad) wants as subquad_DIR",
     )
+    parser.add_argument(
+        "--fairseq-user-dir",
+        action="store_true",
+        help="print the folder for fairseq's --user-dir",
+    )
     arguments = parser.parse_args(argv)
+    if arguments.fairseq_user_dir:
+        reason = _fairseq.missing()
+        if reason is not None:
+            raise CommandError(f"--fairseq-user-dir: {reason}")
+        print(_fairseq.user_dir())
+        return 0
     if arguments.cmake_dir:
         print(cmake_dir())
         return 0

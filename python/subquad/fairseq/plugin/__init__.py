@@ -1,0 +1,1 @@
+"""Holds the folder for ``--user-dir``, whose parent becomes a place of imports."""
