@@ -25,7 +25,7 @@ from subquad.benchmarks import efficiency_plot, machine, report
 from subquad.benchmarks.arguments import numbers, positive
 from subquad.benchmarks.costs import Costs, read_costs
 from subquad.benchmarks.efficiency_length import Fit, efficiency_length
-from subquad.benchmarks.memory import MemoryServer, serve_memory
+from subquad.benchmarks.memory import ENDED, MemoryServer, serve_memory
 from subquad.benchmarks.output import check_outputs, write_json
 from subquad.benchmarks.plot import check_plot
 from subquad.benchmarks.registry import Results, Run, random
@@ -254,15 +254,19 @@ class _Measurement:
         try:
             with serve_memory(torch.get_num_threads()) as server:
                 for length in self.options.lengths:
-                    self._memory(server, length, memory)
-                    self._times(length, times, memory)
+                    fitting = self._memory(server, length, memory)
+                    self._times(length, times, fitting)
         finally:
             torch.set_num_threads(threads)
+        if all(cost is None for row in memory.values() for cost in row):
+            memory = {}  # the system does not tell
         return Costs(self.options.lengths, times, memory, tuple(self.reasons))
 
     def _memory(
         self, server: MemoryServer, length: int, memory: dict[str, list[float | None]]
-    ) -> None:
+    ) -> list[str]:
+        """Measure memory at a length and return who has room to run."""
+        fitting = []
         for name, own in self.mechanisms.items():
             if self._too_large(name, length, memory[name]):
                 memory[name].append(None)
@@ -280,8 +284,12 @@ class _Measurement:
             if isinstance(answer, str):
                 self.reasons.append(f"{name}: no memory at L = {length}: {answer}")
                 memory[name].append(None)
+                if answer.startswith(ENDED):
+                    continue
             else:
                 memory[name].append(answer / _MIB)
+            fitting.append(name)
+        return fitting
 
     def _too_large(
         self, name: str, length: int, before: Sequence[float | None]
@@ -302,16 +310,13 @@ class _Measurement:
         return True
 
     def _times(
-        self,
-        length: int,
-        times: dict[str, list[float | None]],
-        memory: Mapping[str, Sequence[float | None]],
+        self, length: int, times: dict[str, list[float | None]], names: Sequence[str]
     ) -> None:
         x = random((length, self.options.batch, _WIDTH), 0)
-        runs: dict[str, Run] = {}
-        for name, own in self.mechanisms.items():
-            if memory[name][-1] is not None:
-                runs[name] = _call(_build(name, own, self.options.dropout), x)
+        runs = {
+            name: _call(_build(name, self.mechanisms[name], self.options.dropout), x)
+            for name in names
+        }
         estimates = {
             name: min(estimate(run), estimate(run)) for name, run in runs.items()
         }

@@ -30,6 +30,8 @@ _ENVIRONMENT = {
     "OPENBLAS_NUM_THREADS": "1",
 }
 _WARM_UP_LENGTH = 256
+# The reason begins so if a run ended its process, as one without memory does.
+ENDED = "the process ended"
 
 
 class MemoryServer:
@@ -168,7 +170,7 @@ def _serve() -> None:
             os._exit(0)
         _, status = os.waitpid(child, 0)
         if status:
-            print(json.dumps(f"the process ended with status {status}"), flush=True)
+            print(json.dumps(f"{ENDED} with status {status}"), flush=True)
 
 
 if __name__ == "__main__":

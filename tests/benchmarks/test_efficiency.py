@@ -180,6 +180,40 @@ def test_softmax_is_not_run_where_memory_ends(monkeypatch):
     assert reason.startswith("softmax: not run at L = 512, where it may take")
 
 
+def test_times_need_no_count_of_memory(monkeypatch):
+    class Server:
+        def extra_bytes(self, prepare, length, arguments):
+            return "FileNotFoundError: /proc/self/clear_refs"
+
+    monkeypatch.setattr(
+        efficiency, "serve_memory", lambda threads: nullcontext(Server())
+    )
+    options = efficiency._parser([]).parse_args(
+        "--lengths 16,32,64,128 --repeats 1 --threads 1".split()
+    )
+    costs = efficiency._Measurement(options, {"local": {}}, strict=False).costs()
+    assert list(costs.quantities()) == ["time"]
+    assert None not in [*costs.time["softmax"], *costs.time["local"]]
+    assert "local: no memory at L = 128: FileNotFoundError" in " ".join(costs.reasons)
+
+
+def test_what_ended_its_process_is_not_run_here(monkeypatch):
+    class Server:
+        def extra_bytes(self, prepare, length, arguments):
+            ended = arguments["name"] == "softmax" and length == 128
+            return "the process ended with status 9" if ended else length
+
+    monkeypatch.setattr(
+        efficiency, "serve_memory", lambda threads: nullcontext(Server())
+    )
+    options = efficiency._parser([]).parse_args(
+        "--lengths 16,32,64,128 --repeats 1 --threads 1".split()
+    )
+    costs = efficiency._Measurement(options, {"local": {}}, strict=False).costs()
+    assert [cost is None for cost in costs.time["softmax"]] == [False] * 3 + [True]
+    assert None not in costs.time["local"]
+
+
 @pytest.mark.parametrize(
     ("seconds", "mean"), [([3], 3), ([1, 5], 3), ([1, 2, 3, 4, 90], 3), ([1, 2, 9], 2)]
 )

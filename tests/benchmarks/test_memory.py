@@ -1,9 +1,10 @@
+import os
 import sys
 
 import pytest
 import torch
 
-from subquad.benchmarks.memory import peak_extra_bytes, serve_memory
+from subquad.benchmarks.memory import ENDED, peak_extra_bytes, serve_memory
 from subquad.benchmarks.registry import Options, entries
 
 pytestmark = pytest.mark.skipif(
@@ -34,3 +35,14 @@ def test_server_measures_contenders_in_processes_of_their_own():
     assert plain > 8 * 1024 * 63 * 4 * 2
     assert ours < plain
     assert isinstance(unknown, str)
+
+
+def end_process(length):
+    os._exit(3)
+
+
+def test_server_outlives_a_run_that_ends_its_process():
+    with serve_memory(threads=1) as server:
+        for _ in range(2):
+            answer = server.extra_bytes(f"{__name__}:end_process", 8, {})
+            assert answer.startswith(ENDED)
