@@ -79,6 +79,31 @@ __global__ void narrow_barrier(const float* in, float* out) {
   out[index()] = shared[t ^ 32];
 }
 
+struct Wide {
+  float values[3];
+};
+
+__attribute__((noinline)) __device__ Wide widen(float value) {
+  return {{value, 2 * value, 3 * value}};
+}
+
+__attribute__((noinline)) __device__ float narrow(Wide wide) {
+  return wide.values[0] + wide.values[2];
+}
+
+// Structs that calls return into shared memory and take from it.
+template <bool kBug>
+__global__ void struct_by_value(const float* in, float* out) {
+  SUBQUAD_SHARED(memory);
+  Wide* shared = reinterpret_cast<Wide*>(memory);
+  const int t = threadIdx.x;
+  shared[t] = widen(in[index()]);
+  if (!kBug) {
+    __syncthreads();
+  }
+  out[index()] = narrow(shared[t ^ 32]);
+}
+
 // Halves of one word are two places: no race between their writers.
 template <bool kBug>
 __global__ void half_words(const float* in, float* out) {
@@ -446,6 +471,7 @@ const std::vector<SeededBug>& seeded_bugs() {
       SEEDED_BUG(write_after_read, kRace, kWords),
       SEEDED_BUG(missing_syncwarp, kRace, kWords),
       SEEDED_BUG(narrow_barrier, kRace, kWords),
+      SEEDED_BUG(struct_by_value, kRace, 3 * kWords),
       SEEDED_BUG(half_words, kRace, kWords),
       SEEDED_BUG(global_race, kRace, 0),
       SEEDED_BUG(two_blocks, kRace, 0),
