@@ -8,8 +8,11 @@ import pytest
 import torch
 
 import subquad
+from subquad import _fairseq
 
 SKIPPED = ("subquad.benchmarks", "subquad.__main__", "subquad.libsubquad")
+if _fairseq.missing():
+    SKIPPED = (*SKIPPED, "subquad.fairseq")
 MODULES = [
     module.name
     for module in pkgutil.walk_packages(subquad.__path__, "subquad.")

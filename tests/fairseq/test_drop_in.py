@@ -5,7 +5,8 @@ from inspect import signature
 import pytest
 import torch
 
-from subquad import UnsupportedPattern
+from subquad import UnsupportedPattern, nn
+from subquad.compat import cab
 from tests.fairseq.util import plugin  # noqa: F401  (skips without fairseq)
 
 WIDTH, HEADS, KEYS = 24, 4, 12
@@ -219,8 +220,6 @@ def test_quantisation_noise_is_applied(classes):
 def test_fsmha_is_an_incremental_module_of_fairseq():
     from fairseq.incremental_decoding_utils import FairseqIncrementalState
 
-    from subquad.compat import cab
-
     module = cab.fsmha(cab.LocalAttention)(
         wsize=2, embed_dim=WIDTH, num_heads=HEADS, causal=True
     ).eval()
@@ -231,3 +230,27 @@ def test_fsmha_is_an_incremental_module_of_fairseq():
     close([torch.cat(steps)], module(query)[:1])
     module.reorder_incremental_state(state, torch.tensor([1]))
     assert all(t is None or len(t) == 1 for t in state[module.name].values())
+
+
+def test_fsmha_stands_in_fairseqs_layers_and_can_be_scripted():
+    from fairseq.models.transformer import TransformerConfig
+    from fairseq.modules.transformer_layer import TransformerDecoderLayerBase
+
+    config = TransformerConfig()
+    config.decoder.embed_dim = config.encoder.embed_dim = WIDTH
+    config.decoder.attention_heads = HEADS
+    layer = TransformerDecoderLayerBase(config).eval()
+    local = cab.fsmha(nn.LocalAttention)
+    options = {"window_size": 3, "causal": True}
+    layer.self_attn = local(WIDTH, HEADS, **options).eval()
+    layer.encoder_attn = local(
+        WIDTH, HEADS, cross=True, encoder_decoder_attention=True, **options
+    ).eval()
+    layer.need_attn = False
+    scripted = torch.jit.script(layer)
+    query, memory = torch.randn(5, 2, WIDTH), torch.randn(7, 2, WIDTH)
+    expected = layer(query, memory)[0]
+    close([scripted(query, memory)[0]], [expected])
+    state = {}
+    steps = [layer(step, memory, incremental_state=state)[0] for step in query.split(1)]
+    close([torch.cat(steps)], [expected])
