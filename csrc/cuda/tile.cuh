@@ -260,22 +260,21 @@ __device__ __forceinline__ void multiply_row(
       }
     }
   }
-#pragma unroll
-  for (int n = 0; n < kTiles; ++n) {
+  for_each_tile(c, [&](int n, acc_t<scalar_t>(&v)[4]) {
 #pragma unroll
     for (int e = 0; e < 2; ++e) {
       const int column = fragment_column(lane, n, e);
       if (column < columns) {
         const acc_t<scalar_t> right = to_acc(b[column]);
         if (seen[0]) {
-          c.v[n][e] += left[0] * right;
+          v[e] += left[0] * right;
         }
         if (seen[1]) {
-          c.v[n][e + 2] += left[1] * right;
+          v[e + 2] += left[1] * right;
         }
       }
     }
-  }
+  });
 }
 
 // Over the four lanes that hold a row of a fragment.

@@ -8,13 +8,6 @@
 // (and of summaries) that one of its queries sees with a running softmax.
 namespace subquad::cuda {
 
-// Bytes of shared memory that every device from compute capability 8.0 on
-// grants a block on request (CUDA C++ Programming Guide, table of technical
-// specifications: 8.6 and 8.9 have the least).
-constexpr size_t kSharedLimit = 99 * 1024;
-constexpr int64_t kMaxBlocks = 2147483647; // of a grid's first axis
-constexpr int kInvalidConfiguration = 9;   // cudaErrorInvalidConfiguration
-
 // How the work of a pass is laid out; computed on the host.
 struct TileLayout {
   int64_t tiles;  // of queries
@@ -148,8 +141,7 @@ __global__ void __launch_bounds__(
 
   const TileSight<kRows> sight(params, sights, kRows);
   const WeightDropout dropout(params);
-  const bool bare = params.bias == nullptr && params.key_bias == nullptr &&
-      params.relative_key == nullptr && params.summary_relative_key == nullptr;
+  const bool bare = has_bare_logits(params);
   const int own[2] = {
       warp * kWarpRows + fragment_row(lane, 0),
       warp * kWarpRows + fragment_row(lane, 2)}; // the lane's two queries

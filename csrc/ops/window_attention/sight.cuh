@@ -9,6 +9,13 @@
 // row and the beginning of the next, and each query brings its own range.
 namespace subquad::cuda {
 
+// Bytes of shared memory that every device from compute capability 8.0 on
+// grants a block on request (CUDA C++ Programming Guide, table of technical
+// specifications: 8.6 and 8.9 have the least).
+constexpr size_t kSharedLimit = 99 * 1024;
+constexpr int64_t kMaxBlocks = 2147483647; // of a grid's first axis
+constexpr int kInvalidConfiguration = 9;   // cudaErrorInvalidConfiguration
+
 struct Sight {
   int64_t token; // of the query on the tensor's axis; -1: there is none
   int64_t row;
@@ -287,6 +294,13 @@ __device__ inline acc_t<scalar_t> relative_logit(
     sum += to_acc(query[d]) * to_acc(relative[d]);
   }
   return sum;
+}
+
+// Whether logits are nothing but scaled products.
+__device__ __forceinline__ bool has_bare_logits(
+    const WindowAttentionParams& params) {
+  return params.bias == nullptr && params.key_bias == nullptr &&
+      params.relative_key == nullptr && params.summary_relative_key == nullptr;
 }
 
 // Logit of a query and a column that it sees; `product` is q . k.
