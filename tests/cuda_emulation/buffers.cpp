@@ -107,16 +107,19 @@ std::string describe(Access access, uintptr_t address, size_t bytes) {
       ranges.end(),
       address,
       [](uintptr_t value, const Range& range) { return value < range.begin; });
+  // Named after the nearest buffer, if it can have been meant.
+  constexpr uintptr_t kNear = 1 << 20;
   const Range* before = after == ranges.begin() ? nullptr : &*std::prev(after);
-  if (before != nullptr &&
-      (after == ranges.end() ||
-       address - before->begin < after->begin - address)) {
-    text << before->name << " + " << address - before->begin << " (of "
+  const uintptr_t above = before == nullptr ? kNear : address - before->begin;
+  const uintptr_t below =
+      after == ranges.end() ? kNear : after->begin - address;
+  if (before != nullptr && (address < before->end + kNear && above <= below)) {
+    text << before->name << " + " << above << " (of "
          << before->end - before->begin << " bytes)";
-  } else if (after != ranges.end()) {
-    text << after->name << " - " << after->begin - address;
+  } else if (below < kNear) {
+    text << after->name << " - " << below;
   } else {
-    text << "address 0x" << std::hex << address;
+    text << "address 0x" << std::hex << address << " of no buffer";
   }
   return text.str();
 }

@@ -3,8 +3,8 @@
 #include <cstddef>
 #include <cstdint>
 #include <tuple>
-#include <utility>
 
+#include "buffers.h"
 #include "vector_types.h"
 
 namespace emu {
@@ -39,19 +39,16 @@ int launch(
 // error after any report.
 struct Launcher {
   template <class... Params, class... Args>
-  __attribute__((no_sanitize("thread"))) int operator()(
+  int operator()(
       void (*kernel)(Params...),
       dim3 grid,
       dim3 block,
       size_t shared_bytes,
       Args&&... args) const {
     Call<Params...> call{kernel, {static_cast<Params>(args)...}};
-    return launch(
-        grid,
-        block,
-        shared_bytes,
-        &run<std::index_sequence_for<Params...>, Params...>,
-        &call);
+    // Every thread copies its arguments from here.
+    const Registration arguments("arguments", &call, sizeof call, true);
+    return launch(grid, block, shared_bytes, &run<Params...>, &call);
   }
 
  private:
@@ -61,22 +58,11 @@ struct Launcher {
     std::tuple<Params...> arguments;
   };
 
-  template <class Indices, class... Params>
-  __attribute__((no_sanitize("thread"))) static void run(void* argument) {
-    Apply<Indices>::run(*static_cast<const Call<Params...>*>(argument));
+  template <class... Params>
+  static void run(void* argument) {
+    const auto& call = *static_cast<const Call<Params...>*>(argument);
+    std::apply(call.kernel, call.arguments);
   }
-
-  template <class Indices>
-  struct Apply;
-
-  // std::apply would be instrumented, and its reads of the arguments reported.
-  template <size_t... Indices>
-  struct Apply<std::index_sequence<Indices...>> {
-    template <class Call>
-    __attribute__((no_sanitize("thread"))) static void run(const Call& call) {
-      call.kernel(std::get<Indices>(call.arguments)...);
-    }
-  };
 };
 
 } // namespace emu
