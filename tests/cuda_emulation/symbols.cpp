@@ -12,7 +12,19 @@
 namespace emu {
 namespace {
 
-// The first two lines that addr2line prints: function, then file:line.
+// Calls of these are written in kernels: the line of interest is the caller's.
+bool is_primitive(const std::string& line) {
+  for (const char* file :
+       {"primitives.h:", "memory_functions.h:", "half.h:", "collectives.h:"}) {
+    if (line.starts_with(file)) {
+      return true;
+    }
+  }
+  return false;
+}
+
+// addr2line prints two lines, function and file:line, for the innermost of the
+// functions inlined there, then for the one around it, and so on.
 std::string lookup(const std::string& module, uintptr_t offset) {
   std::ostringstream command;
   command << "addr2line -Cfsie '" << module << "' 0x" << std::hex << offset
@@ -27,8 +39,10 @@ std::string lookup(const std::string& module, uintptr_t offset) {
   std::istringstream lines(output);
   std::string function;
   std::string line;
-  std::getline(lines, function);
-  std::getline(lines, line);
+  do {
+    std::getline(lines, function);
+    std::getline(lines, line);
+  } while (is_primitive(line) && lines.peek() != EOF);
   if (function.empty() || function == "??") {
     return "";
   }

@@ -155,7 +155,7 @@ TEST_F(Emulator, CountsSectors) {
 TEST_F(Emulator, SaysWhatAndWhere) {
   std::vector<float> output;
   for (const SeededBug& bug : seeded_bugs()) {
-    if (bug.kind == emu::Kind::kOutOfBounds) {
+    if (bug.kind == emu::Kind::kOutOfBounds || bug.kind == emu::Kind::kRace) {
       bug.launch(true, output);
     }
   }
@@ -167,9 +167,12 @@ TEST_F(Emulator, SaysWhatAndWhere) {
         "out of bounds: write of 4 bytes at out - 4",
         "seeded_bugs.cpp:",
         "global_read_outside",
+        "matrix_without_barrier",
         "; block (2, 0, 0), thread (63, 0, 0)"}) {
     EXPECT_NE(text.find(part), std::string::npos) << part << " in\n" << text;
   }
+  // The kernel's line, not that of the function it calls.
+  EXPECT_EQ(text.find("primitives.h"), std::string::npos) << text;
 }
 
 TEST_F(Emulator, RefusesLaunchesThatNoGpuTakes) {
