@@ -6,6 +6,11 @@
 set(SUBQUAD_CUDA_KERNELS
     csrc/ops/mask_to_spans/launch.cu csrc/ops/merge_attention/launch.cu
     csrc/ops/window_attention/launch.cu
+    csrc/ops/window_attention/launch_backward.cu
+    csrc/ops/window_attention/launch_backward_bfloat16.cu
+    csrc/ops/window_attention/launch_backward_double.cu
+    csrc/ops/window_attention/launch_backward_float.cu
+    csrc/ops/window_attention/launch_backward_half.cu
     csrc/ops/window_attention_weights/launch.cu)
 set(SUBQUAD_CUDA_GLUE
     csrc/cuda/context.cpp

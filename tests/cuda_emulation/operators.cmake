@@ -30,4 +30,4 @@ add_library(emulated_kernels OBJECT EXCLUDE_FROM_ALL)
 target_link_libraries(emulated_kernels PRIVATE emulator)
 subquad_emulated_kernels(
   emulated_kernels mask_to_spans.cpp merge_attention.cpp window_attention.cpp
-  window_attention_weights.cpp)
+  window_attention_backward.cpp window_attention_weights.cpp)

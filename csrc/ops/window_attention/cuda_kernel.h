@@ -13,4 +13,14 @@ int launch_window_attention_forward(
     ScalarKind dtype,
     void* stream);
 
+// The same for the gradients that are wanted; with an order only what belongs
+// to a row is written of those of queries, keys, values and key_bias.
+// `workspace`: as much memory as backward_workspace() says. M is in [1, 256].
+int launch_window_attention_backward(
+    const WindowAttentionParams& params,
+    const WindowAttentionGradients& gradients,
+    void* workspace,
+    ScalarKind dtype,
+    void* stream);
+
 } // namespace subquad
