@@ -22,12 +22,10 @@ if(SUBQUAD_TORCH_ROOT)
   set(SUBQUAD_TORCH_HEADER
       "${SUBQUAD_TORCH_ROOT}/include/torch/headeronly/version.h")
   if(EXISTS "${SUBQUAD_TORCH_HEADER}")
-    foreach(part MAJOR MINOR PATCH)
-      file(STRINGS "${SUBQUAD_TORCH_HEADER}" line
-           REGEX "#define TORCH_VERSION_${part} ")
-      string(REGEX REPLACE ".* ([0-9]+).*" "\\1" number "${line}")
-      list(APPEND SUBQUAD_TORCH_VERSION "${number}")
-    endforeach()
+    file(STRINGS "${SUBQUAD_TORCH_HEADER}" SUBQUAD_TORCH_VERSION
+         REGEX "#define TORCH_VERSION_(MAJOR|MINOR|PATCH) ")
+    string(REGEX REPLACE "[^;]* ([0-9]+)" "\\1" SUBQUAD_TORCH_VERSION
+                         "${SUBQUAD_TORCH_VERSION}")
     string(REPLACE ";" "." SUBQUAD_TORCH_VERSION "${SUBQUAD_TORCH_VERSION}")
   else()
     set(SUBQUAD_TORCH_ERROR

@@ -32,4 +32,19 @@ if(NOT TARGET subquad::subquad)
   target_link_libraries(subquad::subquad INTERFACE subquad_torch)
   # A program names no symbol of the library: loading it registers the operators.
   target_link_options(subquad::subquad INTERFACE LINKER:--no-as-needed)
+  # A library with CUDA kernels needs these by name, and finds them where the
+  # program found them.
+  file(STRINGS "${SUBQUAD_PACKAGE}/_build_info.json" SUBQUAD_BUILT_CUDA
+       REGEX "\"cuda\": \"[^\"]")
+  if(SUBQUAD_BUILT_CUDA)
+    file(
+      GLOB SUBQUAD_CUDA_LIBRARIES
+      "${SUBQUAD_TORCH_ROOT}/lib/libc10_cuda.so"
+      "${SUBQUAD_TORCH_ROOT}/lib/libtorch_cuda.so"
+      "${SUBQUAD_TORCH_ROOT}/lib/libcudart*.so.*"
+      "${SUBQUAD_TORCH_ROOT}/lib/libcublas.so.*"
+      "${SUBQUAD_TORCH_ROOT}/../nvidia/*/lib/libcudart.so.*"
+      "${SUBQUAD_TORCH_ROOT}/../nvidia/*/lib/libcublas.so.*")
+    target_link_libraries(subquad::subquad INTERFACE ${SUBQUAD_CUDA_LIBRARIES})
+  endif()
 endif()

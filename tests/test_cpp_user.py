@@ -55,6 +55,12 @@ def programs(tmp_path_factory):
     return build
 
 
+def test_info_names_the_cmake_package(capsys):
+    assert info.main(["--cmake-dir"]) == 0
+    folder = Path(capsys.readouterr().out.strip())
+    assert (folder / "subquad-config.cmake").exists()
+
+
 def save_numbers(path, model, input):
     with torch.no_grad():
         torch.save({"input": input, "output": model(input)}, path)

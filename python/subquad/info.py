@@ -77,6 +77,16 @@ def cxx_flags() -> list[str]:
     """Returns what a C++ compiler needs to build and link a program that uses us."""
     package = _library.library_path().parent
     root = Path(torch.__file__).parent
+    libraries = [root / "lib/libtorch_cpu.so", root / "lib/libc10.so"]
+    if _library.build_info()["cuda"]:
+        # The library needs these by name, and finds them where the program did.
+        libraries += [root / "lib/libc10_cuda.so", root / "lib/libtorch_cuda.so"]
+        for name in ("libcudart*.so.*", "libcublas.so.*"):
+            libraries += [
+                *root.glob(f"lib/{name}"),
+                *root.parent.glob(f"nvidia/*/lib/{name}"),
+            ]
+    folders = sorted({str(path.parent) for path in libraries})
     return [
         "-std=c++20",
         f"-D_GLIBCXX_USE_CXX11_ABI={int(torch.compiled_with_cxx11_abi())}",
@@ -87,9 +97,8 @@ def cxx_flags() -> list[str]:
         # operators.
         "-Wl,--no-as-needed",
         str(_library.library_path()),
-        str(root / "lib/libtorch_cpu.so"),
-        str(root / "lib/libc10.so"),
-        f"-Wl,-rpath,{package}:{root / 'lib'}",
+        *map(str, libraries),
+        f"-Wl,-rpath,{':'.join([str(package), *folders])}",
     ]
 
 
