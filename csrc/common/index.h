@@ -9,6 +9,11 @@
 // tokens; every range is half-open.
 namespace subquad {
 
+// Positions, offsets and extents of windows are refused beyond these, so that
+// sums and products below stay far inside int64_t.
+constexpr int64_t kMostTokens = int64_t{1} << 40;
+constexpr int64_t kMostSummariesPerBlock = int64_t{1} << 20;
+
 SUBQUAD_HOST_DEVICE inline int64_t min_index(int64_t a, int64_t b) {
   return a < b ? a : b;
 }

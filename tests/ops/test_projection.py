@@ -391,7 +391,7 @@ def test_errors(case, device):
 def test_other_device():
     x, weight = torch.zeros(3, 8), torch.zeros(4, 8, device="meta")
     with pytest.raises(
-        RuntimeError,
+        ValueError,
         match="projection: weight must be on the device of input, cpu, got meta",
     ):
         functional.projection(x, weight)

@@ -262,6 +262,21 @@ ERRORS = {
     "block -3": ({"block": -3}, ValueError, "block must be positive, got -3"),
     "left": ({"left": -1}, ValueError, "left must not be negative, got -1"),
     "right": ({"right": -2}, ValueError, "right must not be negative, got -2"),
+    "far left": (
+        {"left": 2**63 - 1},
+        ValueError,
+        f"left must be at most {2**40}, got {2**63 - 1}",
+    ),
+    "far query_offset": (
+        {"query_offset": -(2**63)},
+        ValueError,
+        rf"query_offset must lie in \[{-(2**40)}, {2**40}\], got {-(2**63)}",
+    ),
+    "many summaries": (
+        {"summaries_per_block": 2**21},
+        ValueError,
+        f"summaries_per_block must be at most {2**20}, got {2**21}",
+    ),
     "summary_block": (
         {"summary_block": -4},
         ValueError,
@@ -411,6 +426,10 @@ VALUE_ERRORS = {
     "negative summary_lengths": (
         {"summary_lengths": i([-1, 3])},
         r"summary_lengths must lie in \[0, C = 3\], got -1 in row 0",
+    ),
+    "far query_position": (
+        {"query_position": i([0, 1, 2, 3, 2**62, 5, 6])},
+        rf"query_position must lie in \[{-(2**40)}, {2**40}\], got {2**62} in row 0",
     ),
 }
 

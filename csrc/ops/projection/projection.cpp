@@ -37,7 +37,7 @@ void check_like_input(
       input.scalar_type(),
       ", got ",
       tensor.scalar_type());
-  TORCH_CHECK(
+  TORCH_CHECK_VALUE(
       tensor.device() == input.device(),
       kOp,
       ": ",

@@ -6,6 +6,31 @@ namespace {
 
 constexpr const char* kOp = "window_attention";
 
+// Positions of queries outside the rows may be anything.
+void check_positions(const WindowAttentionParams& params) {
+  if (params.query_position == nullptr) {
+    return;
+  }
+  for (int64_t row = 0; row < params.rows; ++row) {
+    const Span span = row_span(params.query_spans, row, params.query_length);
+    const int64_t* positions = params.query_position +
+        (params.packed ? 0 : row) * params.query_position_stride + span.start;
+    for (int64_t i = 0; i < span.length; ++i) {
+      TORCH_CHECK_VALUE(
+          positions[i] >= -kMostTokens && positions[i] <= kMostTokens,
+          kOp,
+          ": query_position must lie in [",
+          -kMostTokens,
+          ", ",
+          kMostTokens,
+          "], got ",
+          positions[i],
+          " in row ",
+          row);
+    }
+  }
+}
+
 } // namespace
 
 DenseArguments::DenseArguments(
@@ -41,7 +66,10 @@ DenseArguments::DenseArguments(
 }
 
 WindowAttentionParams make_params(const DenseArguments& arguments) {
-  return make_params(arguments.inputs, arguments.options);
+  const WindowAttentionParams params =
+      make_params(arguments.inputs, arguments.options);
+  check_positions(params);
+  return params;
 }
 
 } // namespace subquad

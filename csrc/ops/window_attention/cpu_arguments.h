@@ -18,6 +18,8 @@ struct DenseArguments {
       const WindowAttentionOptions& given_options);
 };
 
+// Everything but the results' pointers. Refuses positions that are too far
+// away.
 WindowAttentionParams make_params(const DenseArguments& arguments);
 
 } // namespace subquad

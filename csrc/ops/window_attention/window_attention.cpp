@@ -10,6 +10,7 @@
 
 #include <cmath>
 
+#include "common/index.h"
 #include "ops/checks.h"
 #include "ops/layout.h"
 #include "ops/spans.h"
@@ -48,29 +49,57 @@ void check_head_axis(
       table.sym_size(0));
 }
 
+void check_extent(
+    const char* name,
+    const c10::SymInt& value,
+    int64_t least,
+    int64_t most) {
+  TORCH_CHECK_VALUE(
+      value >= least,
+      kOp,
+      ": ",
+      name,
+      least > 0 ? " must be positive, got " : " must not be negative, got ",
+      value);
+  TORCH_CHECK_VALUE(
+      value <= most,
+      kOp,
+      ": ",
+      name,
+      " must be at most ",
+      most,
+      ", got ",
+      value);
+}
+
+// An offset may come from data, where nothing is known while tracing.
+void check_offset(const char* name, const c10::SymInt& value) {
+  TORCH_CHECK_VALUE(
+      value.sym_ge(-kMostTokens).guard_or_true(__FILE__, __LINE__) &&
+          value.sym_le(kMostTokens).guard_or_true(__FILE__, __LINE__),
+      kOp,
+      ": ",
+      name,
+      " must lie in [",
+      -kMostTokens,
+      ", ",
+      kMostTokens,
+      "], got ",
+      value);
+}
+
 void check_rule(const WindowAttentionOptions& options) {
-  TORCH_CHECK_VALUE(
-      options.block > 0, kOp, ": block must be positive, got ", options.block);
-  TORCH_CHECK_VALUE(
-      options.left >= 0,
-      kOp,
-      ": left must not be negative, got ",
-      options.left);
-  TORCH_CHECK_VALUE(
-      options.right >= 0,
-      kOp,
-      ": right must not be negative, got ",
-      options.right);
-  TORCH_CHECK_VALUE(
-      options.summary_block >= 0,
-      kOp,
-      ": summary_block must not be negative, got ",
-      options.summary_block);
-  TORCH_CHECK_VALUE(
-      options.summaries_per_block >= 0,
-      kOp,
-      ": summaries_per_block must not be negative, got ",
-      options.summaries_per_block);
+  check_extent("block", options.block, 1, kMostTokens);
+  check_extent("left", options.left, 0, kMostTokens);
+  check_extent("right", options.right, 0, kMostTokens);
+  check_offset("query_offset", options.query_offset);
+  check_offset("summary_offset", options.summary_offset);
+  check_extent("summary_block", options.summary_block, 0, kMostTokens);
+  check_extent(
+      "summaries_per_block",
+      options.summaries_per_block,
+      0,
+      kMostSummariesPerBlock);
   TORCH_CHECK_VALUE(
       std::isfinite(options.scale),
       kOp,
