@@ -1,15 +1,12 @@
 # Kernel files are compiled once per instruction set; ATen's DispatchStub picks
 # the best one that the running CPU has.
 if(CMAKE_SYSTEM_PROCESSOR MATCHES "x86_64|AMD64")
-  set(capabilities DEFAULT AVX2 AVX512)
+  set(SUBQUAD_CPU_CAPABILITIES DEFAULT AVX2 AVX512)
 else()
-  set(capabilities DEFAULT)
+  set(SUBQUAD_CPU_CAPABILITIES DEFAULT)
 endif()
-set(SUBQUAD_CPU_CAPABILITIES "${capabilities}"
-    CACHE STRING "Instruction sets of the CPU kernels")
-if(NOT SUBQUAD_KERNEL_OPTIMIZATION)
-  set(SUBQUAD_KERNEL_OPTIMIZATION -O3)
-endif()
+set(SUBQUAD_KERNEL_OPTIMIZATION -O3 CACHE STRING
+    "Optimisation of the CPU kernels")
 set(SUBQUAD_FLAGS_DEFAULT "")
 set(SUBQUAD_FLAGS_AVX2 -mavx2 -mfma -mf16c)
 set(SUBQUAD_FLAGS_AVX512
@@ -29,11 +26,15 @@ function(subquad_cpu_kernels target)
       get_filename_component(path "${source}" ABSOLUTE)
       set(variant "${CMAKE_CURRENT_BINARY_DIR}/${source}.${capability}.cpp")
       file(GENERATE OUTPUT "${variant}" CONTENT "#include \"${path}\"\n")
+      set(optimization ${SUBQUAD_KERNEL_OPTIMIZATION})
+      if(SUBQUAD_SANITIZE AND NOT capability STREQUAL "AVX2")
+        set(optimization ${SUBQUAD_UNWATCHED_FLAGS})
+      endif()
       set_source_files_properties(
         "${variant}"
         PROPERTIES
           COMPILE_OPTIONS
-          "${SUBQUAD_KERNEL_OPTIMIZATION};$<$<CXX_COMPILER_ID:GNU>:-Wno-maybe-uninitialized;-Wno-uninitialized>;-DCPU_CAPABILITY=${capability};-DCPU_CAPABILITY_${capability};${SUBQUAD_FLAGS_${capability}}"
+          "${optimization};$<$<CXX_COMPILER_ID:GNU>:-Wno-maybe-uninitialized;-Wno-uninitialized>;-DCPU_CAPABILITY=${capability};-DCPU_CAPABILITY_${capability};${SUBQUAD_FLAGS_${capability}}"
           OBJECT_DEPENDS "${path}")
       target_sources(${target} PRIVATE "${variant}")
     endforeach()
