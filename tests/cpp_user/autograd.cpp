@@ -2,9 +2,11 @@
 #include <subquad.h>
 #include <torch/csrc/autograd/autograd.h>
 
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <iostream>
+#include <vector>
 
 // Causal attention over the last three keys, forwards and backwards, against
 // the definition: one query at a time, from the keys that it sees.
@@ -36,11 +38,11 @@ int main() {
   const at::Tensor value = leaf();
   const at::Tensor weight = at::randn({13, 8}, at::kDouble);
 
-  const at::Tensor output = subquad::call(
+  const auto outputs = subquad::call(
       "window_attention",
       {query, key, value},
-      {{"block", 1}, {"left", kLeft}, {"right", 0}, {"causal", true}})[0]
-                                .toTensor();
+      {{"block", 1}, {"left", kLeft}, {"right", 0}, {"causal", true}});
+  const at::Tensor output = outputs[0].toTensor();
   const at::Tensor expected = reference(query[0][0], key[0][0], value[0][0]);
   double error = (output[0][0] - expected).abs().max().item<double>();
 
