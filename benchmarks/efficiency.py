@@ -24,6 +24,7 @@ from torch import Tensor
 from subquad.benchmarks import efficiency_plot, machine, report
 from subquad.benchmarks.arguments import numbers, positive
 from subquad.benchmarks.costs import Costs, read_costs
+from subquad.benchmarks.crossover import crossing
 from subquad.benchmarks.efficiency_length import Fit, efficiency_length
 from subquad.benchmarks.memory import ENDED, MemoryServer, serve_memory
 from subquad.benchmarks.output import check_outputs, write_json
@@ -75,7 +76,7 @@ def main(argv: Sequence[str]) -> int:
         records["options"] = own
         costs = _Measurement(options, own, strict=bool(names)).costs()
     fits = efficiency_lengths(costs)
-    print(table(fits))
+    print(table(costs, fits))
     for reason in costs.reasons:
         print(f"- {reason}")
     records |= costs.to_json()
@@ -114,10 +115,21 @@ def efficiency_lengths(costs: Costs) -> dict[str, dict[str, Fit]]:
     return fits
 
 
-def table(fits: Mapping[str, Mapping[str, Fit]]) -> str:
-    """A line per quantity and mechanism."""
+def table(costs: Costs, fits: Mapping[str, Mapping[str, Fit]]) -> str:
+    """A line per quantity and mechanism.
+
+    Least squares follow the largest costs and may miss the small ones that decide,
+    so the measured crossing stands beside the fitted one.
+    """
     rows = [
-        ["cost", "mechanism", "efficiency length", "R^2 of line", "R^2 of parabola"]
+        [
+            "cost",
+            "mechanism",
+            "efficiency length",
+            "R^2 of line",
+            "R^2 of parabola",
+            "measured",
+        ]
     ]
     for quantity, of in fits.items():
         for name, fit in of.items():
@@ -128,9 +140,26 @@ def table(fits: Mapping[str, Mapping[str, Fit]]) -> str:
                     fit.words(),
                     f"{fit.line_r2:.4f}",
                     f"{fit.parabola_r2:.4f}",
+                    _measured(costs, quantity, name),
                 ]
             )
     return "\n".join(report.aligned(rows))
+
+
+def _measured(costs: Costs, quantity: str, name: str) -> str:
+    """From which length on the measured cost is lower than that of softmax."""
+    of, _ = costs.quantities()[quantity]
+    points = [
+        (length, cost, softmax)
+        for length, cost, softmax in zip(
+            costs.lengths, of[name], next(iter(of.values())), strict=True
+        )
+        if cost and softmax
+    ]
+    length = crossing(points)
+    if length is None:
+        return "never cheaper"
+    return f"cheaper from {'at most ' if length == points[0][0] else ''}{length:.0f}"
 
 
 def _parser(found: Sequence[Mechanism]) -> Parser:

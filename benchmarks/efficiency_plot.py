@@ -31,9 +31,9 @@ def draw(costs: Costs, fits: Mapping[str, Mapping[str, Fit]]) -> Figure:
     """A panel per quantity: points, fitted curves, meeting points."""
     quantities = costs.quantities()
     figure, (row,) = plot.panels(1, len(quantities))
-    first, last = _range(costs, fits)
-    x = np.geomspace(first, last, 200)
     for (quantity, (table, factor)), axes in zip(quantities.items(), row, strict=True):
+        first, last = _range(costs, fits[quantity])
+        x = np.geomspace(first, last, 200)
         baseline = next(iter(table))
         curves = {name: fit.line for name, fit in fits[quantity].items()}
         styles = plot.styles(list(table))
@@ -65,9 +65,9 @@ def draw(costs: Costs, fits: Mapping[str, Mapping[str, Fit]]) -> Figure:
     return figure
 
 
-def _range(costs: Costs, fits: Mapping[str, Mapping[str, Fit]]) -> tuple[float, float]:
+def _range(costs: Costs, fits: Mapping[str, Fit]) -> tuple[float, float]:
     """Measured lengths, and meeting points that are not far from them."""
     first, last = costs.lengths[0], costs.lengths[-1]
-    met = [fit.length or 0.0 for of in fits.values() for fit in of.values()]
+    met = [fit.length or 0.0 for fit in fits.values()]
     near = [x for x in met if first / _FAR < x < last * _FAR]
     return min([first, *near]), max([last, *near])

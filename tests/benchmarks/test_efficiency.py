@@ -1,5 +1,6 @@
 import json
 from contextlib import nullcontext
+from math import log
 from pathlib import Path
 
 import pytest
@@ -73,7 +74,11 @@ def test_a_file_of_measurements(file, tmp_path, capsys):
     assert cli.main(["bench", "efficiency", *map(str, words)]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[1].split()[:3] == ["memory", "abc", "70"]
+    assert lines[1].endswith("cheaper from at most 256")
     assert lines[2].split()[:3] == ["time", "abc", "1877"]
+    # 0.648 and 0.472 ms at 256, 0.590 and 0.628 at 512.
+    crossing = 256 * 2 ** (log(648 / 472) / (log(648 / 472) + log(628 / 590)))
+    assert lines[2].endswith(f"cheaper from {crossing:.0f}")
     assert min(png_size(plot)) > 300
     # What it writes it reads.
     assert read_costs(str(results)).to_json() == read_costs(str(file)).to_json()
