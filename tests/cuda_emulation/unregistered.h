@@ -10,8 +10,9 @@
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/library.h>
 
+// A template that nobody calls: no boxed kernels are made.
 #undef TORCH_LIBRARY_IMPL
-#define TORCH_LIBRARY_IMPL(library, key, m)     \
-  [[maybe_unused]] static void C10_CONCATENATE( \
-      unregistered_##library##_##key##_,        \
-      __LINE__)([[maybe_unused]] torch::Library & m)
+#define TORCH_LIBRARY_IMPL(library, key, m) \
+  template <class Library>                  \
+  static void C10_CONCATENATE(              \
+      unregistered_##library##_##key##_, __LINE__)(Library & m)

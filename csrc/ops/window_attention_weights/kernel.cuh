@@ -16,6 +16,7 @@ namespace window_attention_weights {
 
 constexpr int kWarps = 4;
 constexpr int kThreads = 32 * kWarps;
+constexpr int kMinBlocks = 5; // of an SM: registers for all that a loop needs
 
 // One head of one row.
 struct HeadRow {
@@ -114,7 +115,7 @@ __device__ inline int64_t warp_count() {
 
 // Grid: (rows * heads, parts of the row's queries).
 template <typename T>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, kMinBlocks)
     window_attention_weights_forward_kernel(
         WindowAttentionParams params,
         T* weights) {
@@ -184,7 +185,7 @@ struct LogitGradients {
 
 // Grid: (rows * heads, parts of the row's queries).
 template <typename T>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, kMinBlocks)
     window_attention_weights_backward_query_kernel(
         WindowAttentionParams params,
         LogitGradients<T> logits,
@@ -251,7 +252,7 @@ __device__ void for_each_query_of_key(
 
 // Grid: (rows * key heads, parts of the row's keys).
 template <typename T>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, kMinBlocks)
     window_attention_weights_backward_key_kernel(
         WindowAttentionParams params,
         LogitGradients<T> logits,
@@ -283,7 +284,7 @@ __global__ void __launch_bounds__(kThreads)
 
 // Grid: (rows, parts of the row's keys). The lanes share the queries.
 template <typename T>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, kMinBlocks)
     window_attention_weights_backward_key_bias_kernel(
         WindowAttentionParams params,
         LogitGradients<T> logits,
@@ -330,7 +331,7 @@ __device__ void for_each_head_row(
 // Grid: (1, parts of the elements [tables, block, slots]). The lanes share the
 // queries.
 template <typename T>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, kMinBlocks)
     window_attention_weights_backward_bias_kernel(
         WindowAttentionParams params,
         LogitGradients<T> logits,
@@ -371,7 +372,7 @@ __global__ void __launch_bounds__(kThreads)
 
 // Grid: (1, parts of the lines [tables, slots]).
 template <typename T>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, kMinBlocks)
     window_attention_weights_backward_relative_key_kernel(
         WindowAttentionParams params,
         LogitGradients<T> logits,
