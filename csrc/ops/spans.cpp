@@ -1,7 +1,11 @@
 #include "ops/spans.h"
 
+#include <ATen/TensorOperators.h>
+#include <ATen/ops/all.h>
+#include <ATen/ops/arange.h>
 #include <ATen/ops/stack.h>
 #include <ATen/ops/sub.h>
+#include <ATen/ops/where.h>
 #include <ATen/ops/zeros_like.h>
 
 #include "ops/checks.h"
@@ -134,6 +138,24 @@ std::optional<at::Tensor> make_spans(
       tensor.sym_size(0),
       "the batch size");
   return at::stack({*starts, *lengths}, 1);
+}
+
+void place_ordered_rows(
+    std::optional<at::Tensor>& spans,
+    std::optional<at::Tensor>& order) {
+  if (!order.has_value() || order->numel() == 0) {
+    return;
+  }
+  const int64_t tokens = order->size(1);
+  const at::Tensor lengths = spans->slice(1, 1, 2); // [R, 1]
+  const at::Tensor rank = at::arange(tokens, order->options());
+  const at::Tensor first = order->slice(1, 0, 1); // [R, 1]
+  const at::Tensor in_place =
+      ((*order == first + rank) | (rank >= lengths)).all(1, true) &
+      (first >= 0) & (first <= tokens - lengths);
+  const at::Tensor start = at::where(in_place, first, at::zeros_like(first));
+  spans = at::stack({start.squeeze(1), lengths.squeeze(1)}, 1);
+  order = at::where(in_place, rank, *order);
 }
 
 void check_span_values(

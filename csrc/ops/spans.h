@@ -24,6 +24,13 @@ std::optional<at::Tensor> make_spans(
     const std::optional<at::Tensor>& cu_seqlens,
     const std::optional<at::Tensor>& order);
 
+// Where an order puts the tokens of a row one after the other, the row becomes
+// a span at its place, as on the CPU (see Rows); the other rows keep their
+// order. Does not wait for the device. Without an order nothing changes.
+void place_ordered_rows(
+    std::optional<at::Tensor>& spans,
+    std::optional<at::Tensor>& order);
+
 // Refuses spans that leave [0, size). Reads the data: CPU tensors only.
 void check_span_values(
     const char* op,

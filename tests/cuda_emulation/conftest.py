@@ -1,5 +1,6 @@
 """Builds the operators' CUDA code for the emulator, once a session."""
 
+import os
 import platform
 import shutil
 import subprocess
@@ -20,14 +21,16 @@ ORDERS = [(0, 0, 0), (1, 1, 0), (2, 2, 11)]
 def emulated(tmp_path_factory):
     """``torch.ops.subquad_emulated``: the CUDA operators on CPU tensors.
 
-    A call raises where the emulator has something to report.
+    A call raises where the emulator has something to report. The environment
+    variable SUBQUAD_EMULATED_BUILD may name a folder that keeps the build.
     """
     for tool in ("cmake", "ninja", "g++"):
         if shutil.which(tool) is None:
             pytest.skip(f"needs {tool}")
     if platform.libc_ver()[0] != "glibc":
         pytest.skip("the emulator's fibres need glibc")
-    build = tmp_path_factory.mktemp("operators")
+    kept = os.environ.get("SUBQUAD_EMULATED_BUILD")
+    build = Path(kept) if kept else tmp_path_factory.mktemp("operators")
     configure = [
         "cmake",
         f"-S{SOURCES}",

@@ -7,6 +7,7 @@
 #include "cuda/dtype.h"
 #include "cuda/registration.h"
 #include "ops/layout.h"
+#include "ops/spans.h"
 #include "ops/window_attention/arguments.h"
 #include "ops/window_attention/backward_workspace.h"
 #include "ops/window_attention/cuda_kernel.h"
@@ -17,6 +18,15 @@ namespace {
 
 // What a tile of queries and of keys has room for.
 constexpr int64_t kMaxHeadDim = 256;
+
+void make_dense_and_in_place(
+    WindowAttentionInputs& inputs,
+    WindowAttentionOptions& options) {
+  make_tables_dense(inputs, options);
+  // Dropout numbers tokens by their place in the row's span, as on the CPU.
+  place_ordered_rows(options.query_spans, options.query_order);
+  place_ordered_rows(options.key_spans, options.key_order);
+}
 
 std::tuple<at::Tensor, at::Tensor> forward_cuda(
     const WindowAttentionInputs& given,
@@ -31,7 +41,7 @@ std::tuple<at::Tensor, at::Tensor> forward_cuda(
       given.query.size(3));
   WindowAttentionInputs inputs = given;
   WindowAttentionOptions options = given_options;
-  make_tables_dense(inputs, options);
+  make_dense_and_in_place(inputs, options);
   auto [output, lse] = empty_window_attention_outputs(inputs);
   // With an order nobody else writes the queries outside every row.
   if (options.query_order.has_value()) {
@@ -66,7 +76,7 @@ WindowAttentionGradientTensors backward_cuda(
       given.value.size(3));
   WindowAttentionInputs inputs = given;
   WindowAttentionOptions options = given_options;
-  make_tables_dense(inputs, options);
+  make_dense_and_in_place(inputs, options);
   const WindowAttentionGradientTensors result =
       empty_window_attention_gradients(inputs, output_mask);
   const auto

@@ -150,6 +150,15 @@ __global__ void __launch_bounds__(
   acc top[2];   // largest logit so far
   acc total[2]; // sum of exp(logit - top); of the lane's columns only
   stage_queries();
+  // Columns that the values lack stay zero: products go through them.
+  const int padded = padded_width(columns);
+  const int missing = kColumns - padded;
+  for (int i = thread; i < layout.stages * kRows * missing;
+       i += kWarps * kWarpSize) {
+    const int row = i / missing;
+    values_of(row / kRows)[row % kRows * kValueStride + padded + i % missing] =
+        from_acc<scalar_t>(acc(0));
+  }
 
   // The second pass happens only where the first gave NaN or infinity: then a
   // row of values may hold some that not every query of the tile sees, and
