@@ -12,7 +12,8 @@ set(SUBQUAD_FLAGS_AVX2 -mavx2 -mfma -mf16c)
 set(SUBQUAD_FLAGS_AVX512
     -mavx512f -mavx512bw -mavx512vl -mavx512dq -mfma -mf16c)
 
-# -Wno-(maybe-)uninitialized below: false alarms in GCC's AVX-512 headers.
+# -Wno-(maybe-)uninitialized below: false alarms in GCC's AVX-512 headers;
+# -Wno-psabi: a note on vectors as arguments, which never leave a unit.
 #
 # subquad_cpu_kernels(target sources...): every unit of the target learns which
 # variants of a stub exist.
@@ -34,7 +35,7 @@ function(subquad_cpu_kernels target)
         "${variant}"
         PROPERTIES
           COMPILE_OPTIONS
-          "${optimization};$<$<CXX_COMPILER_ID:GNU>:-Wno-maybe-uninitialized;-Wno-uninitialized>;-DCPU_CAPABILITY=${capability};-DCPU_CAPABILITY_${capability};${SUBQUAD_FLAGS_${capability}}"
+          "${optimization};$<$<CXX_COMPILER_ID:GNU>:-Wno-maybe-uninitialized;-Wno-uninitialized;-Wno-psabi>;-DCPU_CAPABILITY=${capability};-DCPU_CAPABILITY_${capability};${SUBQUAD_FLAGS_${capability}}"
           OBJECT_DEPENDS "${path}")
       target_sources(${target} PRIVATE "${variant}")
     endforeach()

@@ -110,6 +110,23 @@ def test_broken_library_is_one_import_error(tmp_path, monkeypatch):
 
 
 @pytest.mark.skipif(shutil.which("nm") is None, reason="needs binutils' nm")
+@pytest.mark.skipif(
+    not _library.build_info()["cuda"], reason="the library has no CUDA kernels"
+)
+def test_every_operator_has_cuda_kernels():
+    private = [
+        name
+        for name in torch._C._dispatch_get_all_op_names()
+        if name.startswith("subquad::_") or name == "subquad::mask_to_spans"
+    ]
+    assert len(private) > 4
+    assert [
+        name
+        for name in private
+        if not torch._C._dispatch_has_kernel_for_dispatch_key(name, "CUDA")
+    ] == []
+
+
 def test_operator_library_uses_no_python_symbols():
     symbols = subprocess.run(
         ["nm", "-D", "--undefined-only", str(_library.library_path())],
