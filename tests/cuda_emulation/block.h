@@ -31,6 +31,8 @@ struct Running {
   uint32_t accesses = 0;     // to memory since the thread last waited
   uintptr_t stacks = 0;      // where all threads' stacks lie
   size_t stacks_bytes = 0;
+  uintptr_t arguments = 0; // where each thread copies its arguments from
+  size_t arguments_bytes = 0;
 };
 extern Running running;
 std::string describe_running_thread();

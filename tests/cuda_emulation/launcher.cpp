@@ -68,12 +68,15 @@ int launch(
     dim3 block,
     size_t shared_bytes,
     void (*kernel)(void*),
-    void* argument) {
+    void* argument,
+    size_t argument_bytes) {
   begin_launch_reports();
   if (!acceptable(grid, block, shared_bytes)) {
     return kInvalidConfiguration;
   }
   begin_launch();
+  running.arguments = reinterpret_cast<uintptr_t>(argument);
+  running.arguments_bytes = argument_bytes;
   begin_shared_memory(shared_bytes);
   const int64_t count = int64_t{grid.x} * grid.y * grid.z;
   for (const int64_t index : block_order(count)) {

@@ -33,7 +33,8 @@ int launch(
     dim3 block,
     size_t shared_bytes,
     void (*kernel)(void*),
-    void* argument);
+    void* argument,
+    size_t argument_bytes);
 
 // The host dispatch's launcher: runs the grid to its end and returns 0, or an
 // error after any report.
@@ -48,7 +49,8 @@ struct Launcher {
     Call<Params...> call{kernel, {static_cast<Params>(args)...}};
     // Every thread copies its arguments from here.
     const Registration arguments("arguments", &call, sizeof call, true);
-    return launch(grid, block, shared_bytes, &run<Params...>, &call);
+    return launch(
+        grid, block, shared_bytes, &run<Params...>, &call, sizeof call);
   }
 
  private:
