@@ -117,9 +117,9 @@ def test_batch_strides_beyond_32_bits():
 
 
 def test_positions_and_offsets_beyond_32_bits():
-    """Positions near 2**40 see the keys that a small position would."""
+    """Positions near 2**39 see the keys that a small position would."""
     x = torch.randn(1, 2, 8, 4, dtype=torch.float64)
-    far = 2**40
+    far = 2**39  # a window may reach 2**40 tokens
     window = {"block": 3, "left": 2 * far, "right": 0, "causal": True}
     near = functional.window_attention(
         x, x, x, block=3, left=99, right=0, causal=True, query_offset=9
