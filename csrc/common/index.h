@@ -46,6 +46,30 @@ row_span(const int64_t* spans, int64_t row, int64_t length) {
                           : Span{spans[2 * row], spans[2 * row + 1]};
 }
 
+// On a CUDA device the values of spans and orders cannot be checked without
+// waiting for it. Kernels there use the following readings, which keep wrong
+// values inside the tensors; right values pass unchanged.
+SUBQUAD_HOST_DEVICE inline Span
+clamped_row_span(const int64_t* spans, int64_t row, int64_t size) {
+  const Span span = row_span(spans, row, size);
+  const int64_t start = max_index(min_index(span.start, size), 0);
+  return {start, max_index(min_index(span.length, size - start), 0)};
+}
+
+// The token of rank `rank` of a batch entry, ranks counted from the start of
+// the axis; without an order rank and token are one.
+SUBQUAD_HOST_DEVICE inline int64_t clamped_token(
+    const int64_t* order,
+    int64_t stride,
+    int64_t batch,
+    int64_t rank,
+    int64_t size) {
+  if (order == nullptr) {
+    return rank;
+  }
+  return max_index(min_index(order[batch * stride + rank], size - 1), 0);
+}
+
 struct Range {
   int64_t begin;
   int64_t end;

@@ -97,28 +97,6 @@ struct WindowAttentionGradients {
   void* grad_summary_relative_key; // like summary_relative_key
 };
 
-// On a CUDA device the values of spans, orders and limits cannot be checked
-// without waiting for it. Kernels there use the following readings, which keep
-// wrong values inside the tensors; right values pass unchanged.
-SUBQUAD_HOST_DEVICE inline Span
-clamped_row_span(const int64_t* spans, int64_t row, int64_t size) {
-  const Span span = row_span(spans, row, size);
-  const int64_t start = max_index(min_index(span.start, size), 0);
-  return {start, max_index(min_index(span.length, size - start), 0)};
-}
-
-SUBQUAD_HOST_DEVICE inline int64_t clamped_token(
-    const int64_t* order,
-    int64_t stride,
-    int64_t batch,
-    int64_t rank,
-    int64_t size) {
-  if (order == nullptr) {
-    return rank;
-  }
-  return max_index(min_index(order[batch * stride + rank], size - 1), 0);
-}
-
 // Token of query `rank`, which counts from the start of the axis, not the row.
 SUBQUAD_HOST_DEVICE inline int64_t
 query_token(const WindowAttentionParams& params, int64_t batch, int64_t rank) {

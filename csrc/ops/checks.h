@@ -50,18 +50,45 @@ inline void check_size(
       tensor.sym_size(axis));
 }
 
+// `like`, called `like_name`, is the operator's first tensor.
 inline void check_same_dtype(
     const char* op,
     const char* name,
     const at::Tensor& tensor,
-    const at::Tensor& query) {
+    const at::Tensor& like,
+    const char* like_name = "query") {
   TORCH_CHECK_TYPE(
-      tensor.scalar_type() == query.scalar_type(),
+      tensor.scalar_type() == like.scalar_type(),
       op,
       ": ",
       name,
-      " must have the dtype of query, ",
-      query.scalar_type(),
+      " must have the dtype of ",
+      like_name,
+      ", ",
+      like.scalar_type(),
+      ", got ",
+      tensor.scalar_type());
+}
+
+// What sums of `like`'s dtype are kept in.
+inline void check_accumulation_dtype(
+    const char* op,
+    const char* name,
+    const at::Tensor& tensor,
+    const at::Tensor& like,
+    const char* like_name = "query") {
+  const at::ScalarType dtype = at::toOpMathType(like.scalar_type());
+  TORCH_CHECK_TYPE(
+      tensor.scalar_type() == dtype,
+      op,
+      ": ",
+      name,
+      " must be ",
+      dtype,
+      " where ",
+      like_name,
+      " is ",
+      like.scalar_type(),
       ", got ",
       tensor.scalar_type());
 }
@@ -81,14 +108,17 @@ inline void check_same_device(
     const char* op,
     const char* name,
     const at::Tensor& tensor,
-    const at::Tensor& query) {
+    const at::Tensor& like,
+    const char* like_name = "query") {
   TORCH_CHECK_VALUE(
-      tensor.device() == query.device(),
+      tensor.device() == like.device(),
       op,
       ": ",
       name,
-      " must be on the device of query, ",
-      query.device(),
+      " must be on the device of ",
+      like_name,
+      ", ",
+      like.device(),
       ", got ",
       tensor.device());
 }
@@ -104,6 +134,32 @@ inline void check_dense_last_axis(
       name,
       " must be dense (stride 1), got stride ",
       tensor.sym_stride(-1));
+}
+
+inline void check_head_groups(
+    const char* op,
+    const at::Tensor& query,
+    const at::Tensor& key) {
+  TORCH_CHECK_VALUE(
+      key.sym_size(1) > 0 && query.sym_size(1) % key.sym_size(1) == 0,
+      op,
+      ": the heads of query must be a multiple of those of key, got ",
+      query.sym_size(1),
+      " and ",
+      key.sym_size(1));
+}
+
+inline void check_positive_widths(
+    const char* op,
+    const at::Tensor& query,
+    const at::Tensor& value) {
+  TORCH_CHECK_VALUE(
+      query.sym_size(3) > 0 && value.sym_size(3) > 0,
+      op,
+      ": D and M must be positive, got ",
+      query.sym_size(3),
+      " and ",
+      value.sym_size(3));
 }
 
 inline void check_floating_point(

@@ -18,9 +18,10 @@ void check_row_vector(
     const char* op,
     const std::string& name,
     const at::Tensor& vector,
-    const at::Tensor& tensor) {
+    const at::Tensor& tensor,
+    const char* tensor_name) {
   check_index_dtype(op, name.c_str(), vector);
-  check_same_device(op, name.c_str(), vector, tensor);
+  check_same_device(op, name.c_str(), vector, tensor, tensor_name);
   check_rank(op, name.c_str(), vector, 1, "a vector");
 }
 
@@ -28,6 +29,7 @@ void check_order(
     const char* op,
     const std::string& prefix,
     const at::Tensor& tensor,
+    const char* tensor_name,
     const c10::SymInt& tokens,
     bool lengths,
     bool starts,
@@ -48,7 +50,7 @@ void check_order(
   TORCH_CHECK_VALUE(
       lengths, op, ": ", name, " needs ", prefix, "lengths, got none");
   check_index_dtype(op, name.c_str(), order);
-  check_same_device(op, name.c_str(), order, tensor);
+  check_same_device(op, name.c_str(), order, tensor, tensor_name);
   check_rank(op, name.c_str(), order, 2, "[batch size, tokens]");
   check_size(op, name.c_str(), order, 0, tensor.sym_size(0), "the batch size");
   check_size(op, name.c_str(), order, 1, tokens, "the number of tokens");
@@ -64,13 +66,15 @@ std::optional<at::Tensor> make_spans(
     const std::optional<at::Tensor>& lengths,
     const std::optional<at::Tensor>& starts,
     const std::optional<at::Tensor>& cu_seqlens,
-    const std::optional<at::Tensor>& order) {
+    const std::optional<at::Tensor>& order,
+    const char* tensor_name) {
   const std::string prefix(what);
   if (order.has_value()) {
     check_order(
         op,
         prefix,
         tensor,
+        tensor_name,
         tokens,
         lengths.has_value(),
         starts.has_value(),
@@ -88,7 +92,8 @@ std::optional<at::Tensor> make_spans(
         "lengths and ",
         prefix,
         "starts, got both");
-    check_row_vector(op, prefix + "cu_seqlens", *cu_seqlens, tensor);
+    check_row_vector(
+        op, prefix + "cu_seqlens", *cu_seqlens, tensor, tensor_name);
     TORCH_CHECK_VALUE(
         cu_seqlens->sym_size(0) >= 1,
         op,
@@ -118,7 +123,7 @@ std::optional<at::Tensor> make_spans(
         "lengths, got none");
     return std::nullopt;
   }
-  check_row_vector(op, prefix + "lengths", *lengths, tensor);
+  check_row_vector(op, prefix + "lengths", *lengths, tensor, tensor_name);
   check_size(
       op,
       (prefix + "lengths").c_str(),
@@ -129,7 +134,7 @@ std::optional<at::Tensor> make_spans(
   if (!starts.has_value()) {
     return at::stack({at::zeros_like(*lengths), *lengths}, 1);
   }
-  check_row_vector(op, prefix + "starts", *starts, tensor);
+  check_row_vector(op, prefix + "starts", *starts, tensor, tensor_name);
   check_size(
       op,
       (prefix + "starts").c_str(),

@@ -11,9 +11,9 @@
 namespace subquad {
 
 // Returns the table, or nothing when every row is the whole axis. `what` is
-// "" or "query_" and prefixes the arguments' names in errors; `tensor` gives
-// batch size and device, `tokens` the size of the axis. With an order the table
-// counts ranks: every row starts at 0.
+// "" or "query_" and prefixes the arguments' names in errors; `tensor`, called
+// `tensor_name`, gives batch size and device, `tokens` the size of the axis.
+// With an order the table counts ranks: every row starts at 0.
 std::optional<at::Tensor> make_spans(
     const char* op,
     const char* what,
@@ -22,7 +22,8 @@ std::optional<at::Tensor> make_spans(
     const std::optional<at::Tensor>& lengths,
     const std::optional<at::Tensor>& starts,
     const std::optional<at::Tensor>& cu_seqlens,
-    const std::optional<at::Tensor>& order);
+    const std::optional<at::Tensor>& order,
+    const char* tensor_name = "query");
 
 // Where an order puts the tokens of a row one after the other, the row becomes
 // a span at its place, as on the CPU (see Rows); the other rows keep their

@@ -3,6 +3,7 @@
 #include "common/merge_attention.h"
 #include "ops/layout.h"
 #include "ops/merge_attention/merge_attention.h"
+#include "ops/optional.h"
 
 // From tensors to what kernels are told, for every device.
 namespace subquad {
@@ -74,10 +75,7 @@ MergeAttentionGradientTensors run_merge_attention_backward(
   MergeAttentionGradients gradients{};
   at::Tensor grad_output;
   if (given_grad_output.has_value()) {
-    grad_output = *given_grad_output;
-    if (grad_output.stride(3) != 1 && grad_output.size(3) > 1) {
-      grad_output = grad_output.contiguous();
-    }
+    grad_output = dense_last_axis(*given_grad_output);
     gradients.grad_output = grad_output.const_data_ptr();
     gradients.grad_output_stride = strides_of(grad_output);
   }

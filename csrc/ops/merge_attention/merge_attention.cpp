@@ -10,6 +10,7 @@
 
 #include "ops/checks.h"
 #include "ops/layout.h"
+#include "ops/optional.h"
 
 namespace subquad {
 
@@ -76,8 +77,6 @@ MergeAttentionGradientTensors empty_merge_attention_gradients(
 
 namespace {
 
-using OptionalTensor = std::optional<at::Tensor>;
-
 MergeAttentionOutputs forward_meta(
     const at::Tensor& output_a,
     const at::Tensor& lse_a,
@@ -143,9 +142,6 @@ class MergeAttention : public torch::autograd::Function<MergeAttention> {
     for (size_t i = 0; i < kInputs; ++i) {
       mask[i] = ctx->needs_input_grad(i);
     }
-    const auto defined = [](const at::Tensor& tensor) {
-      return tensor.defined() ? OptionalTensor(tensor) : std::nullopt;
-    };
     static const auto op =
         c10::Dispatcher::singleton()
             .findSchemaOrThrow("subquad::_merge_attention_backward", "")

@@ -8,13 +8,12 @@
 #include "cuda/dtype.h"
 #include "cuda/gemm.h"
 #include "cuda/registration.h"
+#include "ops/optional.h"
 #include "ops/projection/projection.h"
 
 namespace subquad {
 
 namespace {
-
-using OptionalTensor = std::optional<at::Tensor>;
 
 // result = a b + beta result, for a [M, K] and b [K, N] that readable_matrix
 // returned, or their transposes, and a dense result.

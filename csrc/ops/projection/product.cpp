@@ -10,13 +10,12 @@
 #include <string_view>
 #include <tuple>
 
+#include "ops/optional.h"
 #include "ops/projection/projection.h"
 
 namespace subquad {
 
 namespace {
-
-using OptionalTensor = std::optional<at::Tensor>;
 
 using OneDnnLinear = at::Tensor(
     const at::Tensor&,

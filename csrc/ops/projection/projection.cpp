@@ -14,6 +14,7 @@
 #include <tuple>
 
 #include "ops/checks.h"
+#include "ops/optional.h"
 
 namespace subquad {
 
@@ -21,7 +22,6 @@ namespace {
 
 constexpr const char* kOp = "projection";
 
-using OptionalTensor = std::optional<at::Tensor>;
 using Gradients = std::tuple<at::Tensor, at::Tensor, at::Tensor>;
 
 void check_like_input(
@@ -199,13 +199,10 @@ class Projection : public torch::autograd::Function<Projection> {
             .findSchemaOrThrow("subquad::_projection_backward", "")
             .typed<decltype(backward_meta)>();
     const auto saved = ctx->get_saved_variables();
-    const auto optional = [](const at::Tensor& tensor) {
-      return tensor.defined() ? OptionalTensor(tensor) : std::nullopt;
-    };
     const auto [grad_input, grad_weight, grad_bias] = op.call(
         grads[0],
-        optional(saved[0]),
-        optional(saved[1]),
+        defined(saved[0]),
+        defined(saved[1]),
         {ctx->needs_input_grad(0),
          ctx->needs_input_grad(1),
          ctx->saved_data["bias"].toBool() && ctx->needs_input_grad(2)},

@@ -12,19 +12,6 @@ int64_t head_stride(const OptionalTensor& table) {
 
 } // namespace
 
-const void* data_or_null(const OptionalTensor& tensor) {
-  return tensor.has_value() ? tensor->const_data_ptr() : nullptr;
-}
-
-const int64_t* indices_or_null(const OptionalTensor& tensor) {
-  return tensor.has_value() ? tensor->const_data_ptr<int64_t>() : nullptr;
-}
-
-OptionalTensor dense(const OptionalTensor& tensor) {
-  return tensor.has_value() ? OptionalTensor(tensor->contiguous())
-                            : std::nullopt;
-}
-
 void make_tables_dense(
     WindowAttentionInputs& inputs,
     WindowAttentionOptions& options) {

@@ -1,6 +1,7 @@
 #pragma once
 
 #include "common/window_attention.h"
+#include "ops/optional.h"
 #include "ops/window_attention/signatures.h"
 
 // From tensors to what kernels are told, for every device.
@@ -16,9 +17,5 @@ void make_tables_dense(
 WindowAttentionParams make_params(
     const WindowAttentionInputs& inputs,
     const WindowAttentionOptions& options);
-
-const void* data_or_null(const OptionalTensor& tensor);
-const int64_t* indices_or_null(const OptionalTensor& tensor);
-OptionalTensor dense(const OptionalTensor& tensor);
 
 } // namespace subquad

@@ -105,9 +105,7 @@ WindowAttentionGradientTensors backward_cpu(
   if (!grad_output.defined()) {
     grad_output = at::zeros_like(saved.output);
   }
-  if (grad_output.stride(3) != 1 && grad_output.size(3) > 1) {
-    grad_output = grad_output.contiguous();
-  }
+  grad_output = dense_last_axis(grad_output);
   grad_output = arguments.queries.gather(grad_output);
   const OptionalTensor grad_lse =
       dense(arguments.queries.gather(saved.grad_lse));

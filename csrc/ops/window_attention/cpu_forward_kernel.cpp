@@ -11,6 +11,7 @@
 #include "cpu/dropout.h"
 #include "cpu/micro_kernel.h"
 #include "cpu/pack.h"
+#include "cpu/row_tiles.h"
 #include "ops/window_attention/cpu_rows.h"
 #include "ops/window_attention/cpu_tile.h"
 
@@ -87,17 +88,11 @@ class Forward {
             min_index(chunk_, params.summaries),
             params.summary_relative_key != nullptr ? params.summaries : 0) {}
 
-  // Queries [begin, end) of the row's span.
-  void run(const HeadRow& at, const Range& queries) {
+  void run(const HeadRow& at, const RowTile& queries) {
     if (!at_.has_value() || at_->row != at.row || at_->head != at.head) {
       enter(at);
     }
-    plan_tile(
-        params_,
-        at,
-        at.queries.start + queries.begin,
-        queries.end - queries.begin,
-        tile_);
+    plan_tile(params_, at, queries.begin, queries.end - queries.begin, tile_);
     load_queries();
     std::fill_n(top_, tile_.count, -std::numeric_limits<acc_t>::infinity());
     std::fill_n(total_, tile_.count, acc_t(0));
@@ -701,7 +696,8 @@ class Forward {
 
 template <typename scalar_t>
 void forward(const WindowAttentionParams& params) {
-  const TilePlan plan(params);
+  const RowTiles tiles(
+      params.query_spans, params.rows, params.query_length, kTileQueries);
   const int64_t tile_work = // multiply-adds
       min_index(kTileQueries, params.query_length) *
       (min_index(window_slots(params.window), params.key_length) +
@@ -709,15 +705,13 @@ void forward(const WindowAttentionParams& params) {
       (params.head_dim + params.value_dim);
   at::parallel_for(
       0,
-      params.heads * plan.size(),
+      params.heads * tiles.size(),
       ceil_divide(kSerialWork, max_index(tile_work, 1)),
       [&](int64_t begin, int64_t end) {
         Forward<scalar_t> worker(params);
         for (int64_t task = begin; task < end; ++task) {
-          const int64_t tile = task % plan.size();
-          const int64_t row = plan.row_of(tile);
-          const HeadRow at = head_row(params, row, task / plan.size());
-          worker.run(at, plan.queries_of(tile, row, at.queries.length));
+          const RowTile tile = tiles[task % tiles.size()];
+          worker.run(head_row(params, tile.row, task / tiles.size()), tile);
         }
       });
 }

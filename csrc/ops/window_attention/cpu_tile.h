@@ -1,8 +1,5 @@
 #pragma once
 
-#include <algorithm>
-#include <vector>
-
 #include "cpu/micro_kernel.h"
 #include "ops/window_attention/cpu_rows.h"
 
@@ -109,41 +106,6 @@ inline void plan_tile(
     longest = size_of(sight.keys);
   }
 }
-
-// Numbers the tiles of all rows (of one head) consecutively.
-class TilePlan {
- public:
-  explicit TilePlan(const WindowAttentionParams& params) {
-    first_.reserve(static_cast<size_t>(params.rows) + 1);
-    first_.push_back(0);
-    for (int64_t row = 0; row < params.rows; ++row) {
-      const Span queries =
-          row_span(params.query_spans, row, params.query_length);
-      first_.push_back(
-          first_.back() + ceil_divide(queries.length, kTileQueries));
-    }
-  }
-
-  // Tiles of one head.
-  int64_t size() const {
-    return first_.back();
-  }
-
-  int64_t row_of(int64_t tile) const {
-    return std::upper_bound(first_.begin(), first_.end(), tile) -
-        first_.begin() - 1;
-  }
-
-  // Queries of the tile, counted from the start of its row's span.
-  Range queries_of(int64_t tile, int64_t row, int64_t length) const {
-    const int64_t begin =
-        (tile - first_[static_cast<size_t>(row)]) * kTileQueries;
-    return {begin, min_index(begin + kTileQueries, length)};
-  }
-
- private:
-  std::vector<int64_t> first_; // [R + 1]
-};
 
 } // namespace
 

@@ -114,9 +114,7 @@ WindowAttentionGradientTensors backward_cuda(
   if (!grad_output.defined()) {
     grad_output = at::zeros_like(saved.output);
   }
-  if (grad_output.stride(3) != 1 && grad_output.size(3) > 1) {
-    grad_output = grad_output.contiguous();
-  }
+  grad_output = dense_last_axis(grad_output);
   const OptionalTensor grad_lse = dense(saved.grad_lse);
   const at::Tensor lse = saved.lse.contiguous();
   WindowAttentionParams params = make_params(inputs, options);

@@ -2,13 +2,12 @@
 
 #include <utility>
 
+#include "ops/optional.h"
 #include "ops/window_attention/window_attention.h"
 
 // The dispatcher wants flat argument lists. Each list stands here once; the
 // functions behind it take (inputs, options).
 namespace subquad {
-
-using OptionalTensor = std::optional<at::Tensor>;
 
 // _window_attention_forward
 template <auto function>

@@ -273,20 +273,8 @@ void check_window_attention(
   check_size(kOp, "key", key, 3, query.sym_size(3), "D");
   check_size(kOp, "value", value, 1, key.sym_size(1), "Hkv");
   check_size(kOp, "value", value, 2, key.sym_size(2), "S");
-  TORCH_CHECK_VALUE(
-      key.sym_size(1) > 0 && query.sym_size(1) % key.sym_size(1) == 0,
-      kOp,
-      ": the heads of query must be a multiple of those of key, got ",
-      query.sym_size(1),
-      " and ",
-      key.sym_size(1));
-  TORCH_CHECK_VALUE(
-      query.sym_size(3) > 0 && value.sym_size(3) > 0,
-      kOp,
-      ": D and M must be positive, got ",
-      query.sym_size(3),
-      " and ",
-      value.sym_size(3));
+  check_head_groups(kOp, query, key);
+  check_positive_widths(kOp, query, value);
   check_dense_last_axis(kOp, "query", query);
   check_dense_last_axis(kOp, "key", key);
   check_dense_last_axis(kOp, "value", value);
@@ -483,10 +471,6 @@ WindowAttentionGradientTensors call_backward(
       options.dropout_state,
       options.scale,
       output_mask);
-}
-
-OptionalTensor defined(const at::Tensor& tensor) {
-  return tensor.defined() ? OptionalTensor(tensor) : std::nullopt;
 }
 
 class WindowAttention : public torch::autograd::Function<WindowAttention> {

@@ -148,10 +148,6 @@ WindowAttentionWeightsGradients call_backward(
       output_mask);
 }
 
-OptionalTensor defined(const at::Tensor& tensor) {
-  return tensor.defined() ? OptionalTensor(tensor) : std::nullopt;
-}
-
 class WindowAttentionWeights
     : public torch::autograd::Function<WindowAttentionWeights> {
  public:
