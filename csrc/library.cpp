@@ -5,6 +5,91 @@
 // library's own autograd formulas call.
 
 TORCH_LIBRARY(subquad, m) {
+  m.def(
+      "cosformer_attention(Tensor query, Tensor key, Tensor value, *, "
+      "bool causal=False, str activation='relu', SymInt? max_length=None, "
+      "Tensor? query_position=None, Tensor? key_position=None, "
+      "float floor=1e-06, Tensor? lengths=None, "
+      "Tensor? starts=None, Tensor? query_lengths=None, "
+      "Tensor? query_starts=None, Tensor? order=None, "
+      "Tensor? query_order=None, Tensor? cu_seqlens=None, "
+      "Tensor? query_cu_seqlens=None) -> Tensor");
+  m.def(
+      "cosformer_attention_with_state("
+      "Tensor query, Tensor key, Tensor value, *, bool causal=False, "
+      "str activation='relu', SymInt? max_length=None, "
+      "Tensor? query_position=None, Tensor? key_position=None, "
+      "float floor=1e-06, Tensor? state_kv=None, "
+      "Tensor? state_k=None, Tensor? lengths=None, "
+      "Tensor? starts=None, Tensor? query_lengths=None, "
+      "Tensor? query_starts=None, Tensor? order=None, "
+      "Tensor? query_order=None, Tensor? cu_seqlens=None, "
+      "Tensor? query_cu_seqlens=None) "
+      "-> (Tensor output, Tensor state_kv, Tensor state_k)");
+  m.def(
+      "cosine_weights(Tensor position, *, SymInt? max_length=None, "
+      "Tensor? lengths=None, ScalarType? dtype=None) -> Tensor");
+  m.def(
+      "efficient_attention(Tensor query, Tensor key, Tensor value, *, "
+      "float? scale=None, Tensor? lengths=None, Tensor? starts=None, "
+      "Tensor? query_lengths=None, Tensor? query_starts=None, "
+      "Tensor? order=None, Tensor? query_order=None, "
+      "Tensor? cu_seqlens=None, Tensor? query_cu_seqlens=None) -> Tensor");
+  m.def(
+      "linear_attention(Tensor query, Tensor key, Tensor value, *, "
+      "bool causal=False, SymInt blindspot=1, bool normalize=True, "
+      "float floor=1e-06, float scale=1.0, str query_map='identity', "
+      "str key_map='identity', float feature_offset=0.0, "
+      "int feature_degree=1, Tensor? query_weight=None, "
+      "Tensor? key_weight=None, Tensor? key_log_scale=None, "
+      "Tensor? state_kv=None, Tensor? state_k=None, "
+      "Tensor? state_log_scale=None, Tensor? lengths=None, "
+      "Tensor? starts=None, Tensor? query_lengths=None, "
+      "Tensor? query_starts=None, Tensor? order=None, "
+      "Tensor? query_order=None, Tensor? cu_seqlens=None, "
+      "Tensor? query_cu_seqlens=None) -> Tensor");
+  m.def(
+      "linear_attention_with_state(Tensor query, Tensor key, Tensor value, *, "
+      "bool causal=False, SymInt blindspot=1, bool normalize=True, "
+      "float floor=1e-06, float scale=1.0, str query_map='identity', "
+      "str key_map='identity', float feature_offset=0.0, "
+      "int feature_degree=1, Tensor? query_weight=None, "
+      "Tensor? key_weight=None, Tensor? key_log_scale=None, "
+      "Tensor? state_kv=None, Tensor? state_k=None, "
+      "Tensor? state_log_scale=None, Tensor? lengths=None, "
+      "Tensor? starts=None, Tensor? query_lengths=None, "
+      "Tensor? query_starts=None, Tensor? order=None, "
+      "Tensor? query_order=None, Tensor? cu_seqlens=None, "
+      "Tensor? query_cu_seqlens=None) -> (Tensor output, Tensor state_kv, "
+      "Tensor state_k, Tensor state_log_scale)");
+  m.def(
+      "_linear_attention_forward("
+      "Tensor query, Tensor key, Tensor value, Tensor? key_log_scale, "
+      "Tensor? state_kv, Tensor? state_k, Tensor? state_log_scale, "
+      "Tensor? query_weight, Tensor? key_weight, bool causal, "
+      "SymInt blindspot, bool normalize, float floor, float scale, "
+      "str query_map, str key_map, float feature_offset, "
+      "int feature_degree, Tensor? query_spans, Tensor? key_spans, "
+      "bool packed, Tensor? query_order, Tensor? key_order) -> (Tensor output, "
+      "Tensor denominator, "
+      "Tensor state_kv, Tensor state_k, Tensor state_log_scale)");
+  m.def(
+      "_linear_attention_backward(Tensor? grad_output, "
+      "Tensor? grad_state_kv, Tensor? grad_state_k, "
+      "Tensor? grad_state_log_scale, Tensor output, Tensor denominator, "
+      "Tensor new_state_kv, Tensor new_state_k, "
+      "Tensor new_state_log_scale, "
+      "Tensor query, Tensor key, Tensor value, Tensor? key_log_scale, "
+      "Tensor? state_kv, Tensor? state_k, Tensor? state_log_scale, "
+      "Tensor? query_weight, Tensor? key_weight, bool causal, "
+      "SymInt blindspot, bool normalize, float floor, float scale, "
+      "str query_map, str key_map, float feature_offset, "
+      "int feature_degree, Tensor? query_spans, Tensor? key_spans, "
+      "bool packed, Tensor? query_order, Tensor? key_order, "
+      "bool[7] output_mask) "
+      "-> (Tensor grad_query, Tensor grad_key, Tensor grad_value, "
+      "Tensor grad_key_log_scale, Tensor grad_state_kv, "
+      "Tensor grad_state_k, Tensor grad_state_log_scale)");
   m.def("mask_to_spans(Tensor mask) -> (Tensor lengths, Tensor order)");
   m.def(
       "merge_attention(Tensor output_a, Tensor lse_a, Tensor output_b, "
@@ -18,6 +103,66 @@ TORCH_LIBRARY(subquad, m) {
       "bool[4] output_mask) "
       "-> (Tensor grad_output_a, Tensor grad_lse_a, Tensor grad_output_b, "
       "Tensor grad_lse_b)");
+  m.def(
+      "performer_attention(Tensor query, Tensor key, Tensor value, "
+      "Tensor projection, *, bool causal=False, str kind='positive', "
+      "float? eps=None, bool stabilizer_gradient=True, float floor=0.1, "
+      "float? scale=None, Tensor? query_weight=None, "
+      "Tensor? key_weight=None, Tensor? lengths=None, "
+      "Tensor? starts=None, Tensor? query_lengths=None, "
+      "Tensor? query_starts=None, Tensor? order=None, "
+      "Tensor? query_order=None, Tensor? cu_seqlens=None, "
+      "Tensor? query_cu_seqlens=None) -> Tensor");
+  m.def(
+      "performer_attention_with_state(Tensor query, Tensor key, Tensor value, "
+      "Tensor projection, *, bool causal=False, str kind='positive', "
+      "float? eps=None, bool stabilizer_gradient=True, float floor=0.1, "
+      "float? scale=None, Tensor? query_weight=None, "
+      "Tensor? key_weight=None, "
+      "Tensor? state_kv=None, Tensor? state_k=None, "
+      "Tensor? state_log_scale=None, Tensor? lengths=None, "
+      "Tensor? starts=None, Tensor? query_lengths=None, "
+      "Tensor? query_starts=None, Tensor? order=None, "
+      "Tensor? query_order=None, Tensor? cu_seqlens=None, "
+      "Tensor? query_cu_seqlens=None) "
+      "-> (Tensor output, Tensor state_kv, Tensor state_k, "
+      "Tensor state_log_scale)");
+  m.def(
+      "random_features(Tensor input, Tensor projection, *, "
+      "str kind='positive', str stabilizer='token', "
+      "bool stabilizer_gradient=True, float eps=0.0, float? scale=None, "
+      "Tensor? initial_log_scale=None, Tensor? lengths=None, "
+      "Tensor? starts=None, Tensor? order=None, Tensor? cu_seqlens=None) "
+      "-> (Tensor features, Tensor log_scale)");
+  m.def(
+      "_random_features_forward(Tensor input, Tensor projection, "
+      "Tensor? initial_log_scale, str kind, str stabilizer, "
+      "bool stabilizer_gradient, float eps, float scale, Tensor? spans, "
+      "bool packed, Tensor? order) -> (Tensor features, Tensor log_scale)");
+  m.def(
+      "_random_features_backward(Tensor? grad_features, "
+      "Tensor? grad_log_scale, Tensor log_scale, "
+      "Tensor input, Tensor projection, Tensor? initial_log_scale, "
+      "str kind, str stabilizer, bool stabilizer_gradient, float eps, "
+      "float scale, Tensor? spans, bool packed, Tensor? order, "
+      "bool[3] output_mask) -> (Tensor grad_input, Tensor grad_projection, "
+      "Tensor grad_initial_log_scale)");
+  m.def(
+      "sequence_pool(Tensor logits, Tensor value, *, "
+      "Tensor? lengths=None, Tensor? starts=None, Tensor? order=None, "
+      "Tensor? cu_seqlens=None) -> Tensor");
+  m.def(
+      "sequence_pool_with_lse(Tensor logits, Tensor value, *, "
+      "Tensor? lengths=None, Tensor? starts=None, Tensor? order=None, "
+      "Tensor? cu_seqlens=None) -> (Tensor output, Tensor lse)");
+  m.def(
+      "_sequence_pool_forward(Tensor logits, Tensor value, Tensor? spans, "
+      "bool packed, Tensor? order) -> (Tensor output, Tensor lse)");
+  m.def(
+      "_sequence_pool_backward(Tensor? grad_output, Tensor? grad_lse, "
+      "Tensor output, Tensor lse, Tensor logits, Tensor value, "
+      "Tensor? spans, bool packed, Tensor? order, bool[2] output_mask) "
+      "-> (Tensor grad_logits, Tensor grad_value)");
   m.def(
       "window_attention(Tensor query, Tensor key, Tensor value, *, "
       "SymInt block, SymInt left, SymInt right, bool causal=False, "

@@ -32,9 +32,15 @@ void refuse(
 // The projection is left to PyTorch's own kernels.
 TORCH_LIBRARY_IMPL(subquad, CUDA, m) {
   for (const char* name :
-       {"mask_to_spans",
+       {"_linear_attention_forward",
+        "_linear_attention_backward",
+        "mask_to_spans",
         "_merge_attention_forward",
         "_merge_attention_backward",
+        "_random_features_forward",
+        "_random_features_backward",
+        "_sequence_pool_forward",
+        "_sequence_pool_backward",
         "_window_attention_forward",
         "_window_attention_backward",
         "_window_attention_weights_forward",

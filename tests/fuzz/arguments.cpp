@@ -235,6 +235,7 @@ struct Call {
   const char* op;
   std::vector<c10::IValue> positional;
   Arguments named;
+  bool bounded = true; // else the right result may be infinite
 };
 
 struct Sizes {
@@ -369,7 +370,8 @@ Call window_attention(Generator& make) {
 
 Call window_attention_weights(Generator& make) {
   Sizes n(make.bytes);
-  Call call{"window_attention_weights", {}, {}};
+  // Weights are exp(logit - lse), and the lse here is arbitrary.
+  Call call{"window_attention_weights", {}, {}, /*bounded=*/false};
   add_window_options(make, n, call.named);
   // The result has an axis of the window's size: no terabytes.
   for (const char* name : {"block", "left", "right"}) {
@@ -424,8 +426,136 @@ Call projection(Generator& make) {
   return call;
 }
 
+// Rows of `tokens` tokens. Returns their number; packed ones make the batch 1.
+int64_t
+add_rows(Generator& make, int64_t& batch, int64_t tokens, Arguments& named) {
+  Bytes& bytes = make.bytes;
+  switch (bytes.below(4)) {
+    case 0: {
+      batch = bytes.one_in(16) ? batch : 1;
+      const int64_t rows = bytes.below(4);
+      named["cu_seqlens"] = make.boundaries(rows, tokens);
+      return rows;
+    }
+    case 1:
+      named["lengths"] = make.integers({batch}, 0, tokens);
+      if (bytes.one_in(2)) {
+        named["starts"] = make.integers({batch}, 0, 2);
+      }
+      break;
+    case 2:
+      named["lengths"] = make.integers({batch}, 0, tokens);
+      named["order"] = make.order(batch, tokens);
+      break;
+    default:
+      break;
+  }
+  return batch;
+}
+
+Call linear_attention(Generator& make) {
+  Bytes& bytes = make.bytes;
+  Sizes n(bytes);
+  Call call{
+      bytes.one_in(2) ? "linear_attention" : "linear_attention_with_state",
+      {},
+      {}};
+  const int64_t rows = add_rows(make, n.B, n.L, call.named);
+  call.positional = {
+      make.floats({n.B, n.H, n.L, n.D}),
+      make.floats({n.B, n.key_heads, n.L, n.D}),
+      make.floats({n.B, n.key_heads, n.L, n.M})};
+  const bool causal = !bytes.one_in(4);
+  call.named["causal"] = causal;
+  call.named["normalize"] = bytes.one_in(2);
+  constexpr std::array kMaps = {
+      "identity", "relu", "elu", "sigmoid", "softmax", "dpfp", "", "Relu"};
+  const size_t map = bytes.below(bytes.one_in(8) ? 8 : 6);
+  call.named["query_map"] = std::string(kMaps[map]);
+  call.named["key_map"] =
+      std::string(kMaps[bytes.one_in(8) ? bytes.below(8) : map]);
+  int64_t features = n.D;
+  if (kMaps[map] == std::string("dpfp")) {
+    const int64_t degree = 1 + bytes.below(3);
+    call.named["feature_degree"] = degree;
+    features *= 2 * degree;
+  }
+  const at::ScalarType wide =
+      make.dtype() == at::kDouble ? at::kDouble : at::kFloat;
+  if (bytes.one_in(3)) {
+    const int64_t copies = 1 + bytes.below(3);
+    call.named["query_weight"] = make.floats({1, n.L, copies}, wide);
+    call.named["key_weight"] = make.floats({n.B, n.L, copies}, wide);
+    features *= copies;
+  }
+  const bool log_scale = bytes.one_in(3);
+  if (log_scale) {
+    call.named["key_log_scale"] = make.floats({n.B, n.key_heads, n.L}, wide);
+  } else if (bytes.one_in(3)) {
+    call.named["blindspot"] = static_cast<int64_t>(bytes.below(40));
+  }
+  if (bytes.one_in(2)) {
+    call.named["state_kv"] =
+        make.floats({rows, n.key_heads, features, n.M}, wide);
+    call.named["state_k"] = make.floats({rows, n.key_heads, features}, wide);
+    if (log_scale) {
+      call.named["state_log_scale"] = make.floats({rows, n.key_heads}, wide);
+    }
+  }
+  // Numerators may be divided by anything above the floor.
+  call.bounded = false;
+  return call;
+}
+
+Call random_features(Generator& make) {
+  Bytes& bytes = make.bytes;
+  Sizes n(bytes);
+  Call call{"random_features", {}, {}};
+  const int64_t rows = add_rows(make, n.B, n.L, call.named);
+  const int64_t R = bytes.size(20);
+  call.positional = {
+      make.floats({n.B, n.H, n.L, n.D}), make.floats({n.key_heads, R, n.D})};
+  constexpr std::array kKinds = {
+      "positive", "trigonometric", "sincos", "relu", "", "Positive"};
+  constexpr std::array kStabilizers = {
+      "token", "row", "prefix", "none", "", "tokens"};
+  const char* kind = kKinds[bytes.below(bytes.one_in(8) ? 6 : 4)];
+  const bool bare = kind == kKinds[2] || kind == kKinds[3];
+  call.named["kind"] = std::string(kind);
+  call.named["stabilizer"] = std::string(
+      bare && !bytes.one_in(8)
+          ? "none"
+          : kStabilizers[bytes.below(bytes.one_in(8) ? 6 : 4)]);
+  call.bounded = bare || call.named["stabilizer"].toStringRef() != "none";
+  call.named["stabilizer_gradient"] = bytes.one_in(2);
+  if (bytes.one_in(4)) {
+    constexpr std::array kNumbers = {
+        0.5, 0.0, 1.0, std::numeric_limits<double>::quiet_NaN()};
+    call.named["eps"] = kNumbers[bytes.below(kNumbers.size())];
+    call.named["scale"] = kNumbers[bytes.below(kNumbers.size())];
+  }
+  if (bytes.one_in(3)) {
+    call.named["initial_log_scale"] = make.floats(
+        {rows, n.H}, make.dtype() == at::kDouble ? at::kDouble : at::kFloat);
+  }
+  return call;
+}
+
+Call sequence_pool(Generator& make) {
+  Bytes& bytes = make.bytes;
+  Sizes n(bytes);
+  Call call{
+      bytes.one_in(2) ? "sequence_pool" : "sequence_pool_with_lse", {}, {}};
+  add_rows(make, n.B, n.S, call.named);
+  const int64_t C = bytes.size(20);
+  call.positional = {
+      make.floats({n.B, n.H, n.S, C}),
+      make.floats({n.B, n.key_heads, n.S, n.M})};
+  return call;
+}
+
 Call make_call(Bytes& bytes) {
-  const int64_t op = bytes.below(8);
+  const int64_t op = bytes.below(14);
   Generator make(bytes);
   switch (op) {
     case 0:
@@ -436,6 +566,15 @@ Call make_call(Bytes& bytes) {
       return projection(make);
     case 3:
       return window_attention_weights(make);
+    case 4:
+    case 5:
+      return random_features(make);
+    case 6:
+    case 7:
+      return sequence_pool(make);
+    case 8:
+    case 9:
+      return linear_attention(make);
     default:
       return window_attention(make);
   }
@@ -477,8 +616,7 @@ void run(const Call& call, Bytes& bytes) {
   for (size_t i = 0; i < outputs.size(); ++i) {
     const at::Tensor output = outputs[i].toTensor();
     const bool lse = i == 1 && op != "mask_to_spans";
-    // Weights are exp(logit - lse), and the lse here is arbitrary.
-    if (op != "window_attention_weights") {
+    if (call.bounded) {
       check_finite(call.op, "the output", output, lse);
     }
     if (output.requires_grad() && !output.is_meta() && !bytes.one_in(4)) {
@@ -503,7 +641,7 @@ void run(const Call& call, Bytes& bytes) {
       /*retain_graph=*/std::nullopt,
       /*create_graph=*/false,
       /*allow_unused=*/true);
-  if (op != "window_attention_weights") {
+  if (call.bounded) {
     for (const at::Tensor& gradient : gradients) {
       check_finite(call.op, "a gradient", gradient, false);
     }
@@ -518,7 +656,10 @@ bool in_our_words(const c10::Error& error) {
         "window_attention_weights",
         "merge_attention",
         "mask_to_spans",
-        "projection"}) {
+        "projection",
+        "linear_attention",
+        "random_features",
+        "sequence_pool"}) {
     const std::string prefix = std::string(op) + ": ";
     if (text.substr(0, prefix.size()) == prefix) {
       return true;
