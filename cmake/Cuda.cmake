@@ -4,7 +4,16 @@
 # Included at the top level after the target `subquad`. Sets what the build
 # record says: SUBQUAD_CUDA_ARCHITECTURES and _COMPILER, or SUBQUAD_CUDA_REASON.
 set(SUBQUAD_CUDA_KERNELS
+    csrc/ops/linear_attention/launch.cu
+    csrc/ops/linear_attention/launch_backward.cu
+    csrc/ops/linear_attention/launch_backward_bfloat16.cu
+    csrc/ops/linear_attention/launch_backward_double.cu
+    csrc/ops/linear_attention/launch_backward_float.cu
+    csrc/ops/linear_attention/launch_backward_half.cu
     csrc/ops/mask_to_spans/launch.cu csrc/ops/merge_attention/launch.cu
+    csrc/ops/random_features/launch.cu
+    csrc/ops/random_features/launch_backward.cu
+    csrc/ops/sequence_pool/launch.cu
     csrc/ops/window_attention/launch.cu
     csrc/ops/window_attention/launch_backward.cu
     csrc/ops/window_attention/launch_backward_bfloat16.cu
@@ -15,9 +24,12 @@ set(SUBQUAD_CUDA_KERNELS
 set(SUBQUAD_CUDA_GLUE
     csrc/cuda/context.cpp
     csrc/cuda/gemm.cpp
+    csrc/ops/linear_attention/cuda.cpp
     csrc/ops/mask_to_spans/cuda.cpp
     csrc/ops/merge_attention/cuda.cpp
     csrc/ops/projection/cuda.cpp
+    csrc/ops/random_features/cuda.cpp
+    csrc/ops/sequence_pool/cuda.cpp
     csrc/ops/window_attention/cuda.cpp
     csrc/ops/window_attention_weights/cuda.cpp)
 

@@ -23,6 +23,7 @@
 //     at (t, g), (t + 8, g) and hold two elements of a column; c[0..3] are
 //     (g, t), (g, t + 1), (g + 8, t), (g + 8, t + 1).
 // exp2_approx(x)  2^x within 2 ulp; 0 for -inf.
+// sine_cosine_pi(x, sine, cosine)  of pi x.
 
 #ifdef __CUDACC__
 
@@ -118,6 +119,15 @@ __device__ __forceinline__ float exp2_approx(float x) {
   float y;
   asm("ex2.approx.ftz.f32 %0, %1;\n" : "=f"(y) : "f"(x));
   return y;
+}
+
+__device__ __forceinline__ void
+sine_cosine_pi(float x, float& sine, float& cosine) {
+  sincospif(x, &sine, &cosine);
+}
+__device__ __forceinline__ void
+sine_cosine_pi(double x, double& sine, double& cosine) {
+  sincospi(x, &sine, &cosine);
 }
 
 } // namespace subquad::cuda

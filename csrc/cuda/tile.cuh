@@ -27,11 +27,39 @@ __device__ __forceinline__ float exponential(float x) {
 __device__ __forceinline__ double exponential(double x) {
   return exp(x);
 }
+__device__ __forceinline__ float fused(float a, float b, float c) {
+  return fmaf(a, b, c);
+}
+__device__ __forceinline__ double fused(double a, double b, double c) {
+  return fma(a, b, c);
+}
 __device__ __forceinline__ float logarithm(float x) {
   return logf(x);
 }
 __device__ __forceinline__ double logarithm(double x) {
   return log(x);
+}
+// By half turns: the slow paths of sin and cos for large x need local memory.
+template <typename T>
+__device__ __forceinline__ void sine_cosine(T x, T& sine, T& cosine) {
+  constexpr double kPi = 3.14159265358979323846;
+  constexpr T kInverse = static_cast<T>(1 / kPi);
+  // 1 / pi less what kInverse has of it.
+  constexpr T kRest = sizeof(T) == 4
+      ? static_cast<T>(
+            1 / kPi - static_cast<double>(static_cast<float>(1 / kPi)))
+      : static_cast<T>(-1.9678676675182486e-17);
+  const T turns = x * kInverse;
+  const T rest = static_cast<T>(kPi) * (fused(x, kInverse, -turns) + x * kRest);
+  T s, c;
+  sine_cosine_pi(turns, s, c);
+  sine = s + rest * c;
+  cosine = c - rest * s;
+}
+// NaN where one of the two is.
+template <typename T>
+__device__ __forceinline__ T larger_or_nan(T a, T b) {
+  return a > b || a != a ? a : b;
 }
 // Not NaN where one of the two is a number.
 __device__ __forceinline__ float larger(float a, float b) {
@@ -226,6 +254,70 @@ __device__ __forceinline__ void multiply(
             c.v[n][e + 2] += left[2] * first;
             c.v[n][e + 2] += left[3] * second;
           }
+        }
+      }
+    }
+  }
+}
+
+// c += a . b for tiles of shared memory; a: the warp's 16 rows of `depth`
+// columns (a multiple of 16), or with kTransposed its 16 columns of `depth`
+// rows; b: `depth` rows, of which no column from padded_width(columns) on is
+// read.
+template <bool kTransposed, typename scalar_t, int kTiles>
+__device__ __forceinline__ void multiply_tiles(
+    Fragment<acc_t<scalar_t>, kTiles>& c,
+    const scalar_t* a, // [16, depth] or [depth, 16]
+    int a_stride,
+    const scalar_t* b, // [depth, 8 kTiles]
+    int b_stride,
+    int depth,
+    int columns) {
+  const int lane = lane_index();
+  if constexpr (Scalar<scalar_t>::kTensorCores) {
+    static_assert(kTiles % 2 == 0);
+    const scalar_t* a_lane = kTransposed
+        ? a + (lane % 8 + (lane / 16) * 8) * a_stride + (lane / 8 % 2) * 8
+        : a + (lane % 16) * a_stride + (lane / 16) * 8;
+    const scalar_t* b_lane = b + (lane % 16) * b_stride + (lane / 16) * 8;
+#pragma unroll 1
+    for (int k = 0; k < depth; k += 16) {
+      uint32_t left[4];
+      if constexpr (kTransposed) {
+        ldmatrix_x4_trans(left, a_lane + k * a_stride);
+      } else {
+        ldmatrix_x4(left, a_lane + k);
+      }
+#pragma unroll
+      for (int n = 0; n < kTiles; n += 2) {
+        if (n * 8 >= columns) {
+          break;
+        }
+        uint32_t right[4];
+        ldmatrix_x4_trans(right, b_lane + k * b_stride + n * 8);
+        mma_m16n8k16(c.v[n], left, {right[0], right[1]}, scalar_t());
+        mma_m16n8k16(c.v[n + 1], left, {right[2], right[3]}, scalar_t());
+      }
+    }
+  } else {
+    const int row_step = kTransposed ? 1 : a_stride;
+    const int depth_step = kTransposed ? a_stride : 1;
+    const scalar_t* a_lane = a + lane / 4 * row_step;
+    const scalar_t* b_lane = b + (lane % 4) * 2;
+#pragma unroll 2
+    for (int k = 0; k < depth; ++k) {
+      const scalar_t low = a_lane[k * depth_step];
+      const scalar_t high = a_lane[k * depth_step + 8 * row_step];
+#pragma unroll
+      for (int n = 0; n < kTiles; ++n) {
+        if (n * 8 >= columns) {
+          break;
+        }
+#pragma unroll
+        for (int e = 0; e < 2; ++e) {
+          const scalar_t right = b_lane[k * b_stride + n * 8 + e];
+          c.v[n][e] += low * right;
+          c.v[n][e + 2] += high * right;
         }
       }
     }

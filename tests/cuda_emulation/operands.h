@@ -21,6 +21,10 @@ inline size_t size_of(ScalarKind kind) {
   }
 }
 
+inline size_t acc_size_of(ScalarKind kind) {
+  return kind == ScalarKind::kDouble ? 8 : 4;
+}
+
 // The tensors that a launch may touch, and how; null pointers are none.
 class Operands {
  public:
@@ -66,8 +70,8 @@ class Operands {
 
   // [B, H, L], dense, of the accumulation dtype
   void lines(const char* name, const void* data, bool read_only) {
-    const size_t size = dtype_ == ScalarKind::kDouble ? 8 : 4;
-    bytes(name, data, batch_ * heads_ * length_ * size, read_only);
+    bytes(
+        name, data, batch_ * heads_ * length_ * acc_size_of(dtype_), read_only);
   }
 
   // Dense, of the element type.

@@ -85,4 +85,19 @@ EMU_INLINE float exp2_approx(float x) {
   return std::exp2(x);
 }
 
+// Half turns less than the nearest whole one are exact.
+template <typename T>
+EMU_INLINE void sine_cosine_pi(T x, T& sine, T& cosine) {
+  constexpr T kPi = T(3.14159265358979323846L);
+  const T rest = std::remainder(x, T(2));
+  const T quarters = std::nearbyint(2 * rest); // -2 .. 2
+  const T angle = kPi * (rest - quarters / 2);
+  const T s = std::sin(angle);
+  const T c = std::cos(angle);
+  const bool swapped = quarters == 1 || quarters == -1;
+  const bool half = quarters == 2 || quarters == -2;
+  sine = swapped ? quarters * c : half ? -s : s;
+  cosine = swapped ? -quarters * s : half ? -c : c;
+}
+
 } // namespace subquad::cuda

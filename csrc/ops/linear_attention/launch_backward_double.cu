@@ -1,0 +1,11 @@
+#include "ops/linear_attention/launch_backward.cuh"
+
+namespace subquad::cuda {
+
+template int launch_backward<double>(
+    Launcher&,
+    const LinearAttentionParams&,
+    const LinearAttentionGradients&,
+    void*);
+
+} // namespace subquad::cuda
