@@ -13,7 +13,7 @@ import torch
 
 from subquad import _library, info
 from subquad.models.language_model import LanguageModel
-from subquad.nn import LocalAttention
+from subquad.nn import CosformerAttention, LocalAttention, Performer
 
 SOURCES = Path(__file__).parent / "cpp_user"
 TOOLS = ("cmake", "ninja", "c++")
@@ -98,17 +98,29 @@ def test_wrong_numbers_are_noticed(programs, tmp_path):
 class Block(torch.nn.Module):
     """What is compiled: attention and something for Inductor to fuse around it."""
 
-    def __init__(self):
+    def __init__(self, attention):
         super().__init__()
-        self.attention = LocalAttention(32, 4, window_size=4, causal=True)
+        self.attention = attention
 
     def forward(self, x):
         return torch.nn.functional.gelu(x + self.attention(x)[0])
 
 
-def test_aot_inductor_package(programs, tmp_path):
+@pytest.mark.parametrize(
+    ("cls", "options", "operators"),
+    [
+        (LocalAttention, {"window_size": 4}, {"_window_attention_forward"}),
+        (Performer, {}, {"_random_features_forward", "_linear_attention_forward"}),
+        (
+            CosformerAttention,
+            {"max_length": 30},
+            {"cosine_weights", "_linear_attention_forward"},
+        ),
+    ],
+)
+def test_aot_inductor_package(cls, options, operators, programs, tmp_path):
     torch.manual_seed(0)
-    model = Block().eval()
+    model = Block(cls(32, 4, causal=True, **options)).eval()
     x = torch.randn(21, 2, 32)  # [T, B, C]
     save_numbers(tmp_path / "numbers.pt", model, x)
     package = tmp_path / "model.pt2"
@@ -123,8 +135,8 @@ def test_aot_inductor_package(programs, tmp_path):
             for name in archive.namelist()
             if name.endswith(".wrapper.json")
         ]
-    names = [node["node"]["target"] for call in calls for node in call["nodes"]]
-    assert "subquad::_window_attention_forward" in names
+    names = {node["node"]["target"] for call in calls for node in call["nodes"]}
+    assert {f"subquad::{name}" for name in operators} <= names
     run(programs / "compiled", package, tmp_path / "numbers.pt")
 
 

@@ -9,12 +9,11 @@ from tests.fairseq.util import plugin  # noqa: F401  (skips without fairseq)
 BEAM = 4
 
 
-@pytest.fixture(scope="module")
-def search(corpus, translator):
+def open_search(checkpoint):
     """Model, task and a batch with padding."""
     from fairseq.checkpoint_utils import load_model_ensemble_and_task
 
-    models, _, task = load_model_ensemble_and_task([str(translator)])
+    models, _, task = load_model_ensemble_and_task([str(checkpoint)])
     model = models[0].eval()
     # Decisive enough for beams to change places.
     with torch.no_grad():
@@ -27,6 +26,11 @@ def search(corpus, translator):
     source = batch["net_input"]["src_tokens"]
     assert source.eq(task.source_dictionary.pad()).any()
     return model, task, batch
+
+
+@pytest.fixture(scope="module")
+def search(corpus, translator):
+    return open_search(translator)
 
 
 def worst_difference(search):

@@ -29,7 +29,8 @@ def test_script(pattern):
     for L in LENGTHS:
         query, key = pattern.inputs(L)
         mask = padding_of(len(key))
-        for options in ({}, {"key_padding_mask": mask, "need_weights": True}):
+        padded = {"key_padding_mask": mask, "need_weights": pattern.weighs}
+        for options in ({}, padded):
             expected, expected_weights = module(query, key, **options)
             output, weights = scripted(query, key, **options)
             close(output, expected)
@@ -69,7 +70,7 @@ def test_script_of_a_decoding_loop(pattern):
 @pytest.mark.parametrize("pattern", FEW, ids=str)
 def test_one_compilation_for_four_lengths(pattern, padded):
     torch._dynamo.reset()
-    module = pattern.build().train()
+    module = pattern.build(**pattern.steady).train()
     compilations = []
 
     def backend(graph, inputs):
@@ -149,4 +150,9 @@ def test_state_dict_has_fairseqs_keys(pattern, bias):
     kinds = ("weight", "bias") if bias else ("weight",)
     letters = ("q", "k", "v", "out")
     expected = {f"{letter}_proj.{kind}" for letter in letters for kind in kinds}
+    own = {"eval_proj"} if getattr(module, "random_kind", "") else set()
+    if ("proj_method", "mlp-fourier") in pattern.options:
+        own = {"random_proj", "phi.0.weight", "phi.0.bias"}
+        own = {f"feature_proj.{name}" for name in own}
+    expected |= own
     assert set(module.state_dict()) == expected

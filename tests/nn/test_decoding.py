@@ -8,7 +8,12 @@ import pytest
 import torch
 
 from subquad import UnsupportedPattern
-from subquad.nn import LocalAttention, MultiheadAttention
+from subquad.nn import (
+    CosformerAttention,
+    LocalAttention,
+    MultiheadAttention,
+    Performer,
+)
 from tests.nn.util import CAUSAL, DECODING, HEADS, WIDTH, close, decode
 
 L = 13
@@ -223,6 +228,9 @@ def test_what_cannot_decode_says_so():
     module = LocalAttention(WIDTH, HEADS)
     with pytest.raises(UnsupportedPattern, match="decoding needs causal=True"):
         module(query, incremental_state={})
+    for module in (Performer(WIDTH, HEADS), CosformerAttention(WIDTH, HEADS)):
+        with pytest.raises(UnsupportedPattern, match="decoding needs causal=True"):
+            module(query, incremental_state={})
     module = LocalAttention(WIDTH, HEADS, cross=True)
     with pytest.raises(UnsupportedPattern, match="decodes needs causal=True"):
         module(query, query, incremental_state={}, static_kv=True)

@@ -4,10 +4,16 @@ import pytest
 import torch
 
 from subquad import UnsupportedPattern
-from subquad.nn import AbstractAttention, LocalAttention, MultiheadAttention
+from subquad.nn import (
+    AbstractAttention,
+    CosformerAttention,
+    LocalAttention,
+    MultiheadAttention,
+    Performer,
+)
 from tests.nn.util import HEADS, WIDTH
 
-MODULES = [LocalAttention, MultiheadAttention]
+MODULES = [LocalAttention, MultiheadAttention, Performer, CosformerAttention]
 QUERY = torch.zeros(5, 2, WIDTH)
 
 
@@ -91,6 +97,13 @@ def test_attn_mask():
     module = MultiheadAttention(WIDTH, HEADS)
     with pytest.raises(ValueError, match=r"\[5, 5\] or \[8, 5, 5\], got \[5, 4\]"):
         module(QUERY, attn_mask=mask[:, :4])
+
+
+@pytest.mark.parametrize("option", ["need_weights", "need_head_weights"])
+@pytest.mark.parametrize("cls", [Performer, CosformerAttention])
+def test_weights_that_there_are_not(cls, option):
+    with pytest.raises(UnsupportedPattern, match=f"^{cls.__name__}: need_weights is"):
+        cls(WIDTH, HEADS)(QUERY, **{option: True})
 
 
 def test_an_unsupported_pattern_is_both_kinds_of_error():

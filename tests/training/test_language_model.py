@@ -6,7 +6,14 @@ import torch
 from subquad.models import LanguageModel
 from subquad.training.generate import generate
 
-MECHANISMS = [("local", {"window_size": 5}), ("softmax", {})]
+MECHANISMS = [
+    ("local", {"window_size": 5}),
+    ("softmax", {}),
+    ("performer", {}),
+    ("cosformer", {"max_length": 64}),
+    ("linear", {}),
+    ("linear", {"blindspot_size": 4}),
+]
 
 
 def build(attention, arguments, positions="rotary", **changes):

@@ -167,6 +167,25 @@ def test_other_dtypes_train(train, dtype):
     assert weights == (torch.float64 if dtype == "float64" else torch.float32)
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        "performer --approx-attn-dim 24",
+        "cosformer --act-fun elu",
+        "linear --eps 0.01",
+    ],
+)
+def test_mechanisms_that_sum_train_and_generate(train, capsys, words):
+    options = "--steps 30 --lr 0.02 --warmup 5 --eval-interval 15".split()
+    folder = train("--attention", *words.split(), *options)
+    first, last = (r["bits_per_character"] for r in records(folder, "valid"))
+    assert last < first
+    capsys.readouterr()
+    command = ["generate", str(folder), "--prompt", "3 green", "--length", "20"]
+    assert main(command) == 0
+    assert "3 green" in capsys.readouterr().out
+
+
 def test_a_time_budget_ends_the_run_with_a_checkpoint(train):
     folder = train("--steps", "1000000", "--time-budget", "0.5")
     end = records(folder, "end")[-1]

@@ -9,9 +9,12 @@ from subquad.nn.arguments import (
     remove_argument,
 )
 from subquad.nn.base import AbstractAttention, ProjectedAttention
+from subquad.nn.cosformer import CosformerAttention
+from subquad.nn.linear import LinearAttention
 from subquad.nn.local import LocalAttention
 from subquad.nn.multihead import MultiheadAttention
 from subquad.nn.options import AttentionOptions
+from subquad.nn.performer import Performer
 from subquad.nn.projection import Projection
 from subquad.nn.registry import (
     AVAILABLE_ATTENTIONS,
@@ -23,6 +26,7 @@ from subquad.nn.registry import (
     module_from_args,
     register_cls,
 )
+from subquad.nn.summed import SummedAttention
 from subquad.nn.torch_multihead import TorchMultiheadAttention
 
 __all__ = [
@@ -30,11 +34,15 @@ __all__ = [
     "MODULE_REGISTRY",
     "AbstractAttention",
     "AttentionOptions",
+    "CosformerAttention",
+    "LinearAttention",
     "LocalAttention",
     "MultiheadAttention",
     "NestedNamespace",
+    "Performer",
     "ProjectedAttention",
     "Projection",
+    "SummedAttention",
     "TorchMultiheadAttention",
     "add_nested_argument",
     "get_cls",

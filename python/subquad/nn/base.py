@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from subquad.errors import UnsupportedPattern
 from subquad.nn.options import unknown_option
@@ -135,7 +136,9 @@ class ProjectedAttention(AbstractAttention):
         \mathrm{attend}(W_q\,x_q, W_k\,x_k, W_v\,x_v)_h
 
     A mechanism adds :meth:`_attend`, and :meth:`_step` if it decodes with a state of
-    its own; projections, heads, padding, positions and memory are done here.
+    its own; projections, heads, padding, positions and memory are done here. One
+    without weights over keys sets ``drops_output``: dropout is then that of its
+    result.
 
     Padding is absence: the result at valid positions is that of the sequence of
     valid tokens alone. At padded queries the attention result is zero, so the output
@@ -148,7 +151,8 @@ class ProjectedAttention(AbstractAttention):
         vdim: Features of the value input, default ``embed_dim``.
         num_kv_heads: Key and value heads, a divisor of H, default H.
         bias: Whether the four projections have one.
-        dropout: Probability of dropping an attention weight in training.
+        dropout: Probability of dropping, in training, an attention weight, or where a
+            mechanism has none, an element of its result before ``out_proj``.
         rotary_base: Turn queries and keys by rotary positions with this base
             (10000 is customary), counted per valid token and continued while
             decoding. None: no positions.
@@ -193,6 +197,7 @@ class ProjectedAttention(AbstractAttention):
         self.num_kv_heads = kv_heads
         self.head_dim = embed_dim // num_heads
         self.dropout = float(dropout)
+        self.drops_output = False
         if rotary_base is not None and (self.head_dim % 2 or rotary_base <= 0):
             raise ValueError(
                 f"{self.title}: rotary positions need an even head width and a "
@@ -229,10 +234,12 @@ class ProjectedAttention(AbstractAttention):
         gain = 1 / math.sqrt(2) if same else 1.0
         for projection in (self.q_proj, self.k_proj, self.v_proj):
             nn.init.xavier_uniform_(projection.weight, gain=gain)
-        nn.init.xavier_uniform_(self.out_proj.weight)
-        for projection in (self.q_proj, self.k_proj, self.v_proj, self.out_proj):
             if projection.bias is not None:
                 nn.init.zeros_(projection.bias)
+        if isinstance(self.out_proj, Projection):  # else the mechanism has none
+            nn.init.xavier_uniform_(self.out_proj.weight)
+            if self.out_proj.bias is not None:
+                nn.init.zeros_(self.out_proj.bias)
 
     def extra_repr(self) -> str:
         """The pattern and the options that are not visible in the projections."""
@@ -333,6 +340,8 @@ class ProjectedAttention(AbstractAttention):
             self._check_attn_mask()
         self._check_query(query)
         with_weights = need_weights or need_head_weights
+        if with_weights:
+            self._check_weights()
         decoding = incremental_state is not None
         state: dict[str, Tensor | None] = {}
         offset: Tensor | None = None  # [B], tokens of the earlier calls
@@ -348,8 +357,10 @@ class ProjectedAttention(AbstractAttention):
         q = self._split(self._project_q(source), self.num_heads, batch_first)
         rotation = self._rotation(q, queries, offset)
         q = q if rotation is None else rotate(q, rotation)
-        if decoding and static_kv and lookup(state, "prev_key") is not None:
-            k, v, keys = self._recall(state)
+        if decoding and static_kv and self._knows_memory(state):
+            output, weights = self._attend_memory(
+                q, queries, offset, state, attn_mask, with_weights
+            )
         else:
             key = query if key is None else key
             value = key if value is None else value
@@ -370,20 +381,24 @@ class ProjectedAttention(AbstractAttention):
             v = self._split(self._project_v(source), self.num_kv_heads, batch_first)
             if decoding and static_kv:
                 self._remember(state, k, v, keys)
-
-        if decoding and not cross:
-            output, weights = self._step(
-                q, k, v, queries, keys, state, attn_mask, with_weights
-            )
-        else:
-            output, weights = self._attend(
-                q, k, v, queries, keys, offset, attn_mask, with_weights
-            )
+                output, weights = self._attend_memory(
+                    q, queries, offset, state, attn_mask, with_weights
+                )
+            elif decoding and not cross:
+                output, weights = self._step(
+                    q, k, v, queries, keys, state, attn_mask, with_weights
+                )
+            else:
+                output, weights = self._attend(
+                    q, k, v, queries, keys, offset, attn_mask, with_weights
+                )
         if incremental_state is not None and offset is not None:
             state["prev_position"] = advance(offset, queries, q)
             self._set_input_buffer(incremental_state, state)
 
         output = self._merge(output, batch_first)  # [L, B, C] or [B, L, C]
+        if self.drops_output:
+            output = F.dropout(output, self.dropout, self.training)
         output = self.out_proj(output)
         if weights is not None:
             weights = weights.transpose(0, 1) if need_head_weights else weights.mean(1)
@@ -436,6 +451,23 @@ class ProjectedAttention(AbstractAttention):
         have the batch first.
         """
         raise UnsupportedPattern(f"{self.title}: no incremental decoding")
+
+    def _attend_memory(
+        self,
+        q: Tensor,
+        queries: Rows,
+        offset: Tensor | None,
+        state: dict[str, Tensor | None],
+        attn_mask: Tensor | None,
+        need_weights: bool,
+    ) -> tuple[Tensor, Tensor | None]:
+        # Cross-attention to what _remember put into the state.
+        k, v, keys = self._recall(state)
+        return self._attend(q, k, v, queries, keys, offset, attn_mask, need_weights)
+
+    def _check_weights(self) -> None:
+        # Raises where a mechanism has no weights to return.
+        pass
 
     def _check_attn_mask(self) -> None:
         raise UnsupportedPattern(
@@ -540,6 +572,9 @@ class ProjectedAttention(AbstractAttention):
             0, 0x7FFFFFFFFFFFFFFF, [2], dtype=torch.int64, device=tokens.device
         )
         return self.dropout, state
+
+    def _knows_memory(self, state: dict[str, Tensor | None]) -> bool:
+        return lookup(state, "prev_key") is not None
 
     def _remember(
         self, state: dict[str, Tensor | None], k: Tensor, v: Tensor, keys: Rows

@@ -115,6 +115,12 @@ def continue_text(
             f"--length: prompt and length must fit the {config.context} learned "
             f"positions, got {len(tokens)} + {length}"
         )
+    longest = config.attention_args.get("max_length")
+    if longest is not None and len(tokens) + length > longest:
+        raise CommandError(
+            f"--length: prompt and length must fit --max-length = {longest} of "
+            f"training, got {len(tokens)} + {length}"
+        )
     decode = vocabulary.decoder()
     yield prompt
     for token in generate(

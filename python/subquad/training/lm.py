@@ -41,6 +41,12 @@ def build_model(config: ModelConfig, vocabulary: int) -> LanguageModel:
     Raises:
         CommandError: settings that the model or its mechanism refuses.
     """
+    longest = config.attention_args.get("max_length")
+    if longest is not None and longest < config.context:
+        raise CommandError(
+            f"--max-length: must be at least --context, got {longest} and "
+            f"{config.context}"
+        )
     try:
         model = LanguageModel(
             vocabulary,

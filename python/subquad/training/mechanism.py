@@ -10,8 +10,12 @@ from typing import Any
 from subquad.nn import get_mechanism
 from subquad.training.errors import CommandError
 
-# A window for text, wider than the mechanism's own default.
-TEXT_DEFAULTS: Mapping[str, Mapping[str, Any]] = {"local": {"window_size": 64}}
+# For text: a window wider than the mechanism's own default, and a longest sequence,
+# without which a trained model could not generate.
+TEXT_DEFAULTS: Mapping[str, Mapping[str, Any]] = {
+    "cosformer": {"max_length": 4096},
+    "local": {"window_size": 64},
+}
 _PREFIX = "attn_args."
 
 
