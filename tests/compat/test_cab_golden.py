@@ -8,10 +8,11 @@ import torch
 from safetensors.torch import load_file
 
 from subquad.compat import cab
+from subquad.compat.cab import performer
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "cab"
 MANIFEST = json.loads((GOLDEN / "manifest.json").read_text())
-CLASSES = {"MultiheadAttention", "LocalAttention"}
+CLASSES = {"MultiheadAttention", "LocalAttention", "Performer", "CosformerAttention"}
 CASES = {c["name"]: c for c in MANIFEST["cases"] if c.get("class") in CLASSES}
 PARALLEL = [name for name, case in CASES.items() if not case.get("incremental")]
 INCREMENTAL = [name for name, case in CASES.items() if case.get("incremental")]
@@ -36,6 +37,10 @@ def build(case, tensors):
         cls = cab.fsmha(cls)
     module = cls(**case["ctor"])
     module.load_state_dict(prefixed(tensors, "param."), strict=True)
+    if "in.eval_proj" in tensors:
+        assert module.eval_proj.shape == tensors["in.eval_proj"].shape
+        module.eval_proj.copy_(tensors["in.eval_proj"])
+    module.causal = module.causal or "causal_forced" in case["name"]
     return module.train(case["mode"] == "train")
 
 
@@ -43,9 +48,9 @@ def close(actual, expected, atol=2e-5):
     torch.testing.assert_close(actual.to(expected), expected, atol=atol, rtol=1e-5)
 
 
-def test_every_case_of_the_two_modules_is_run():
-    assert len(PARALLEL) == 13
-    assert len(INCREMENTAL) == 7
+def test_every_case_of_the_modules_is_run():
+    assert len(PARALLEL) == 23
+    assert len(INCREMENTAL) == 8
 
 
 @pytest.mark.parametrize("name", PARALLEL)
@@ -53,6 +58,16 @@ def test_parallel(name, monkeypatch):
     case, tensors = load(name)
     module = build(case, tensors)
     inputs = prefixed(tensors, "in.")
+    inputs.pop("eval_proj", None)
+    directions = inputs.pop("proj", None)
+    if directions is not None:
+
+        def draw(heads, features, width, orthogonal, like):
+            assert directions.shape == (heads, features, width)
+            assert not orthogonal
+            return directions
+
+        monkeypatch.setattr(performer, "draw_directions", draw)
     keep = inputs.pop("dropout_keep", None)
     if keep is not None:
         rate = case["ctor"]["dropout"]
@@ -66,7 +81,10 @@ def test_parallel(name, monkeypatch):
     for key in ("query", "key", "value"):
         if key in inputs:
             inputs[key].requires_grad_()
-    output, weights = module(**inputs, **case["forward_kwargs"])
+    if name == "cosformer_left_product":
+        output, weights = module.left_product(**inputs), None
+    else:
+        output, weights = module(**inputs, **case["forward_kwargs"])
     close(output, tensors["out.output"])
     loss = (output * tensors["gradout.output"]).sum()
     assert (weights is not None) == ("out.attn_weights" in tensors)
@@ -80,6 +98,8 @@ def test_parallel(name, monkeypatch):
     parameters = dict(module.named_parameters())
     for key, expected in prefixed(tensors, "grad.param.").items():
         close(parameters[key].grad, expected, 1e-4)
+    for key in case["params_without_grad"]:
+        assert parameters[key].grad is None, key
 
 
 @pytest.mark.parametrize("name", INCREMENTAL)

@@ -27,6 +27,8 @@ def test_install_and_uninstall():
         compat.install("cab")
         module = importlib.import_module("efficient_attention")
         assert module.LocalAttention is cab.LocalAttention
+        inner = importlib.import_module("efficient_attention.local_attention")
+        assert inner.LocalAttention is cab.LocalAttention
     for _ in range(2):
         compat.uninstall("cab")
         assert "efficient_attention" not in sys.modules

@@ -8,7 +8,10 @@ import torch
 from subquad.nn.options import nearest
 
 # Project: import name it claims.
-_CLAIMS = {"cab": "efficient_attention"}
+_CLAIMS = {
+    "cab": "efficient_attention",
+    "linear_attention_transformer": "linear_attention_transformer",
+}
 _installed: dict[str, str] = {}  # import name: project
 
 
@@ -19,7 +22,8 @@ def install(project: str) -> None:
     that pickle the project's classes load. Installing twice changes nothing.
 
     Args:
-        project: ``"cab"``: claims ``efficient_attention``.
+        project: ``"cab"``: claims ``efficient_attention``;
+            ``"linear_attention_transformer"``: its own name.
 
     Raises:
         ValueError: An unknown project.
@@ -40,10 +44,16 @@ def install(project: str) -> None:
             f"belongs to {owner}"
         )
     module = importlib.import_module(f"subquad.compat.{project}")
+    # Modules inside of it too: a second import would make twins of their classes.
+    inside = f"{module.__name__}."
+    for path, submodule in list(sys.modules.items()):
+        if path.startswith(inside):
+            sys.modules[f"{name}.{path.removeprefix(inside)}"] = submodule
     sys.modules[name] = module
     _installed[name] = project
-    namespace = module.NestedNamespace
-    torch.serialization.add_safe_globals([(namespace, f"{name}.NestedNamespace")])
+    namespace = getattr(module, "NestedNamespace", None)
+    if namespace is not None:
+        torch.serialization.add_safe_globals([(namespace, f"{name}.NestedNamespace")])
 
 
 def uninstall(project: str) -> None:
@@ -57,7 +67,10 @@ def uninstall(project: str) -> None:
     """
     name = _claim(project)
     if _installed.get(name) == project:
-        del _installed[name], sys.modules[name]
+        del _installed[name]
+        for path in list(sys.modules):
+            if path == name or path.startswith(f"{name}."):
+                del sys.modules[path]
 
 
 def _claim(project: str) -> str:

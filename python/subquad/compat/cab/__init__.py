@@ -6,9 +6,11 @@ computed, unknown keyword arguments are accepted (with one warning).
 """
 
 from subquad.compat.cab.base import AbstractAttention
+from subquad.compat.cab.cosformer import CosformerAttention
 from subquad.compat.cab.fairseq_decorator import fsmha
 from subquad.compat.cab.local_attention import LocalAttention
 from subquad.compat.cab.multihead_attention import MultiheadAttention
+from subquad.compat.cab.performer import Performer
 from subquad.compat.cab.registry import (
     AVAILABLE_ATTENTIONS,
     MODULE_REGISTRY,
@@ -21,16 +23,18 @@ from subquad.nn.arguments import (
     remove_argument,
 )
 
-for _cls in (MultiheadAttention, LocalAttention):
+for _cls in (MultiheadAttention, CosformerAttention, LocalAttention, Performer):
     register_cls(_cls)
 
 __all__ = [
     "AVAILABLE_ATTENTIONS",
     "MODULE_REGISTRY",
     "AbstractAttention",
+    "CosformerAttention",
     "LocalAttention",
     "MultiheadAttention",
     "NestedNamespace",
+    "Performer",
     "add_nested_argument",
     "fsmha",
     "get_cls",
