@@ -14,13 +14,16 @@ from subquad.benchmarks.registry import UnavailableError
 
 # Name on PyPI: name to import.
 PEERS = {
+    "linear-attention-transformer": "linear_attention_transformer",
     "local-attention": "local_attention",
+    "performer-pytorch": "performer_pytorch",
+    "pytorch-fast-transformers": "fast_transformers",
     "x-transformers": "x_transformers",
 }
 
 
-def peer(package: str) -> Any:
-    """The module of a package of ``PEERS``.
+def peer(package: str, submodule: str = "") -> Any:
+    """The module of a package of ``PEERS``, or one in it.
 
     Raises:
         UnavailableError: It is not installed. Anything else that its import raises
@@ -29,4 +32,4 @@ def peer(package: str) -> Any:
     module = PEERS[package]
     if importlib.util.find_spec(module) is None:
         raise UnavailableError(f"not installed: pip install {package}")
-    return importlib.import_module(module)
+    return importlib.import_module(f"{module}.{submodule}" if submodule else module)

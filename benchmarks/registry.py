@@ -33,6 +33,10 @@ class Options:
     kinds: tuple[str, ...] = ()  # all
     passes: tuple[str, ...] = ("forward", "both")
 
+    def chosen(self, kinds: Sequence[str]) -> Sequence[str]:
+        """Those of an entry's kinds that are asked for."""
+        return [kind for kind in kinds if not self.kinds or kind in self.kinds]
+
 
 @dataclass(frozen=True)
 class Contender:
@@ -115,18 +119,26 @@ class Case:
 
 @dataclass(frozen=True)
 class Entry:
-    """The cases of one operator or module."""
+    """The cases of one operator or module.
+
+    Attributes:
+        name: What the command line calls it.
+        summary: What is measured, in a few words.
+        cases: Makes those that the options ask for.
+        kinds: Those among its cases, if there are several.
+    """
 
     name: str
     summary: str
     cases: Callable[[Options], Iterable[Case]]
+    kinds: Sequence[str] = ()
 
 
 _ENTRIES: dict[str, Entry] = {}
 
 
 def register(
-    name: str, summary: str
+    name: str, summary: str, kinds: Sequence[str] = ()
 ) -> Callable[
     [Callable[[Options], Iterable[Case]]], Callable[[Options], Iterable[Case]]
 ]:
@@ -141,7 +153,7 @@ def register(
     ) -> Callable[[Options], Iterable[Case]]:
         if name in _ENTRIES:
             raise ValueError(f"register: names must be unique, got {name} twice")
-        _ENTRIES[name] = Entry(name, summary, cases)
+        _ENTRIES[name] = Entry(name, summary, cases, kinds)
         return cases
 
     return decorator
@@ -154,6 +166,11 @@ def entries() -> dict[str, Entry]:
         for module in pkgutil.iter_modules(package.__path__):
             importlib.import_module(f"{package.__name__}.{module.name}")
     return dict(sorted(_ENTRIES.items()))
+
+
+def all_kinds() -> list[str]:
+    """The kinds of all entries, each once."""
+    return list(dict.fromkeys(k for e in entries().values() for k in e.kinds))
 
 
 def differentiated(

@@ -32,11 +32,11 @@ from subquad.benchmarks.registry import (
     Results,
     Run,
     UnavailableError,
+    all_kinds,
     entries,
 )
 from subquad.benchmarks.studies import STUDIES, listing
 from subquad.benchmarks.timing import estimate, interleave, spread
-from subquad.benchmarks.windows import KINDS
 from subquad.training.errors import CommandError
 from subquad.training.options import Parser, nearest
 
@@ -85,7 +85,8 @@ def main(
         kinds=arguments.kinds,
         passes=arguments.passes or Options.passes,
     )
-    _check_contenders(arguments.against, chosen, options)
+    if arguments.against != (defaults or {}).get("against"):
+        _check_contenders(arguments.against, chosen, options)
     check_outputs(arguments.json, arguments.plot)
     if arguments.plot:
         check_plot(arguments.plot)
@@ -169,7 +170,7 @@ def _parser(prog: str, defaults: Mapping[str, Any]) -> Parser:
         "--kinds",
         type=_kinds,
         metavar="KIND,...",
-        help=f"of windows: {', '.join(KINDS)} {told('kinds', 'all')}",
+        help=f"of cases: {', '.join(all_kinds())} {told('kinds', 'all')}",
     )
     add(
         "--forward",
@@ -216,11 +217,12 @@ def _parser(prog: str, defaults: Mapping[str, Any]) -> Parser:
 
 
 def _kinds(text: str) -> tuple[str, ...]:
+    known = all_kinds()
     for word in words(text):
-        if word not in KINDS:
+        if word not in known:
             raise argparse.ArgumentTypeError(
-                f"expected one of {', '.join(KINDS)}, got {word!r}"
-                f"{nearest(word, KINDS)}"
+                f"expected one of {', '.join(known)}, got {word!r}"
+                f"{nearest(word, known)}"
             )
     return words(text)
 

@@ -34,10 +34,14 @@ _LONGEST_MASK = 4096
 _LONGEST_SOFTMAX = 16384
 
 
-@register("window_attention", "softmax over a window of keys; B=1, H=8, D=64, float32")
+@register(
+    "window_attention",
+    "softmax over a window of keys; B=1, H=8, D=64, float32",
+    KINDS,
+)
 def cases(options: Options) -> Iterator[Case]:
     """Every kind, window, length and pass."""
-    for kind in options.kinds or KINDS:
+    for kind in options.chosen(KINDS):
         for size in options.windows:
             for length in options.lengths:
                 for which in options.passes:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from subquad import cli
+from subquad import cli, nn
 from subquad.benchmarks import efficiency, efficiency_plot
 from subquad.benchmarks.costs import Costs, read_costs
 from subquad.benchmarks.efficiency_length import efficiency_length
@@ -151,11 +151,13 @@ def test_measured_costs(tmp_path, capsys):
     path = tmp_path / "x.json"
     options = "--lengths 32,64,128,256 --repeats 2 --threads 1 --window-size 4".split()
     assert cli.main(["bench", "efficiency", *options, "--json", str(path)]) == 0
-    assert len(capsys.readouterr().out.splitlines()) == 4
+    names = ["softmax", *(name for name in nn.mechanisms() if name != "softmax")]
+    # A head, two costs of every other mechanism, and the name of the file.
+    assert len(capsys.readouterr().out.splitlines()) == 2 * len(names)
     records = json.loads(path.read_text())
     assert records["options"]["local"] == {"window_size": 4}
     for key in ("time_ms", "memory_MB"):
-        assert list(records[key]) == ["softmax", "local"]
+        assert list(records[key]) == names
         assert all(cost > 0 for row in records[key].values() for cost in row)
     # Weights of two dropped-out maps per head: softmax needs a square, local none.
     memory = records["memory_MB"]
