@@ -106,6 +106,7 @@ def test_cpp_example(first, code, tmp_path):
 FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 INTEGERS = (torch.bool, torch.uint8, torch.int32, torch.int64)
 WINDOW = {"block": 1, "left": 2, "right": 0, "causal": True}
+LENGTH = {"max_length": 9}
 
 
 def _inputs(name, dtype):
@@ -113,9 +114,20 @@ def _inputs(name, dtype):
     x = torch.randn(2, 2, 7, 4, generator=generator).to(dtype)
     lse = torch.zeros(2, 2, 7, dtype=torch.promote_types(dtype, torch.float32))
     return {
+        "cosformer_attention": (x, x, x),
+        "cosformer_attention_with_state": (x, x, x),
+        "cosine_weights": (torch.arange(7).to(dtype),),
+        "efficient_attention": (x, x, x),
+        "linear_attention": (x, x, x),
+        "linear_attention_with_state": (x, x, x),
         "mask_to_spans": ((x[0, 0] > 0).to(dtype),),
         "merge_attention": (x, lse, x.flip(2), lse + 1),
+        "performer_attention": (x, x, x, x[0]),
+        "performer_attention_with_state": (x, x, x, x[0]),
         "projection": (x, x[0, 0]),
+        "random_features": (x, x[0]),
+        "sequence_pool": (x, x),
+        "sequence_pool_with_lse": (x, x),
         "window_attention": (x, x, x),
         "window_attention_weights": (x, x, lse + 3),
         "window_attention_with_lse": (x, x, x),
@@ -130,6 +142,7 @@ def _call(name, inputs, function=None):
         for x in inputs
     ]
     options = WINDOW if name.startswith("window") else {}
+    options = LENGTH if name == "cosine_weights" else options
     results = function(*inputs, **options)
     results = results if isinstance(results, tuple) else (results,)
     total = sum(result.sum() for result in results)
@@ -180,11 +193,26 @@ def _dtypes(name):
     ]
     if allowed == list(FLOATS):
         return ", ".join(str(dtype).removeprefix("torch.") for dtype in FLOATS)
+    if allowed == [torch.int64]:
+        return "int64"
     return "any" if allowed == list(FLOATS + INTEGERS) else str(allowed)
 
 
+# Operators without kernels, and what they are composed of.
+PARTS = {
+    "cosformer_attention": ("linear_attention",),
+    "efficient_attention": ("linear_attention", "sequence_pool"),
+    "performer_attention": ("linear_attention", "random_features"),
+}
+
+
 def _cuda(name):
-    room = name.removesuffix("_with_lse")
+    room = name.removesuffix("_with_lse").removesuffix("_with_state")
+    if room == "cosine_weights":
+        return "PyTorch"
+    if room in PARTS:
+        cells = {_cuda(part) for part in PARTS[room]}
+        return cells.pop() if len(cells) == 1 else "–"
     known = set(torch._C._dispatch_get_all_op_names())
     halves = {f"_{room}_{half}" for half in ("forward", "backward")}
     wanted = {half for half in halves if f"subquad::{half}" in known} or {room}
@@ -202,7 +230,8 @@ def _cuda(name):
 
 
 def _facts(name):
-    inputs = _inputs(name, torch.float32)
+    dtype = torch.int64 if name == "cosine_weights" else torch.float32
+    inputs = _inputs(name, dtype)
     schema = getattr(torch.ops.subquad, name).default._schema
     arguments = {argument.name for argument in schema.arguments}
     scripted = torch.jit.script(getattr(functional, name))
