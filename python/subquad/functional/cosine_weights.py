@@ -36,9 +36,9 @@ def cosine_weights(
     Example:
         >>> import torch
         >>> from subquad.functional import cosine_weights
-        >>> cosine_weights(torch.tensor([0, 1]), max_length=2)
-        tensor([[[ 7.0711e-01,  7.0711e-01],
-                 [ 1.0000e+00, -4.3711e-08]]])
+        >>> cosine_weights(torch.tensor([0, 1]), max_length=3)
+        tensor([[[0.5000, 0.8660],
+                 [0.8660, 0.5000]]])
     """
     output: Tensor = torch.ops.subquad.cosine_weights(
         position, max_length=max_length, lengths=lengths, dtype=dtype
