@@ -76,6 +76,7 @@ CASES = [
     make("blindspot-all", causal=True, blindspot=30),
     make("unnormalized", normalize=False, state=True),
     make("unnormalized-causal", normalize=False, causal=True, log_scale=True),
+    make("no-state-lengths", causal=True, log_scale=True, **ROWS["lengths-zero"]),
     make("floor", floor=1.0),
     make("floor-causal", floor=1.0, causal=True, state=True),
     make("state", state=True),

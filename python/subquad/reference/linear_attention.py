@@ -226,7 +226,8 @@ def linear_attention_with_state(
     index = key_row.clamp(min=0).flatten()
     parts = torch.where(summed, k.to(wide), 0)  # [B, Hkv, S, F]
     if key_log_scale is not None and S > 0:
-        parts = parts * _decay(m, after[key_row.clamp(min=0)].mT)[..., None]
+        own = torch.where((key_row >= 0)[..., None], after[key_row.clamp(min=0)], 0)
+        parts = parts * _decay(m, own.mT)[..., None]
     pairs = parts[..., None] * torch.where(summed, value.to(wide), 0)[..., None, :]
     kv = m.new_zeros(R, Hkv, k.shape[-1], value.shape[-1])
     kv = kv.index_add(0, index, pairs.transpose(1, 2).flatten(0, 1))
